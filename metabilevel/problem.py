@@ -1,0 +1,86 @@
+"""The bilevel problem, which every method shares.
+
+    minimise over x   E_t [ F(x, y_t, t) ]    where   y_t   comes from an inner solver that lowers   G(x, ., t)
+
+`x` (outer) and `y` (inner) are pytrees of floating arrays; the task `t` is any pytree. Everything here is about
+one task: `jax.vmap` adds the others.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+Outer: TypeAlias = PyTree[Float[Array, "..."]]
+Inner: TypeAlias = PyTree[Float[Array, "..."]]
+Task: TypeAlias = PyTree
+Key: TypeAlias = PRNGKeyArray
+Scalar: TypeAlias = Float[Array, ""]
+Metrics: TypeAlias = dict[str, Array]
+
+
+class BilevelProblem(eqx.Module):
+    """Three functions of one task.
+
+    **Arguments:**
+
+    - `init(x, task, key) -> y0`: where the inner solve starts.
+    - `inner_loss(x, y, task, key) -> scalar`: G, which the inner solver lowers. It may draw a minibatch by `key`.
+    - `outer_loss(x, y, task, key) -> scalar`, or `(scalar, metrics)` with a dictionary of arrays: F.
+    """
+
+    init: Callable[[Outer, Task, Key], Inner]
+    inner_loss: Callable[[Outer, Inner, Task, Key], Scalar]
+    outer_loss: Callable[[Outer, Inner, Task, Key], Scalar | tuple[Scalar, Metrics]]
+
+    def objective(self, x: Outer, y: Inner, task: Task, key: Key) -> tuple[Scalar, Metrics]:
+        """F with its metrics; an outer loss that gives none has an empty dictionary of them."""
+        result = self.outer_loss(x, y, task, key)
+        return result if isinstance(result, tuple) else (result, {})
+
+
+def canonical(tree: PyTree, name: str) -> PyTree:
+    """`tree` as strongly typed floating arrays, so that what an update returns has the type of what it took.
+
+    **Raises:** `TypeError` that names the first leaf which has no gradient (integers, booleans, keys, strings).
+    """
+
+    def leaf(path: Any, a: Any) -> Array:
+        where = f"{name}{jax.tree_util.keystr(path)}"
+        try:
+            a = jnp.asarray(a)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"{where} is {type(a).__name__}, not an array.") from error
+        if not jnp.issubdtype(a.dtype, jnp.floating):
+            raise TypeError(
+                f"{where} holds {a.dtype}, which has no gradient: {name} must hold real floating arrays only. "
+                "Convert it to float, or close over it if it is not to be optimised."
+            )
+        return jax.lax.convert_element_type(a, a.dtype)
+
+    return jax.tree_util.tree_map_with_path(leaf, tree)
+
+
+def check_problem(problem: BilevelProblem, x: Outer, task: Task, key: Key) -> None:
+    """Evaluates the three functions in the abstract and says which of them gives what it must not.
+
+    **Raises:** `TypeError`, before anything is compiled.
+    """
+    y = jax.eval_shape(problem.init, x, task, key)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(y):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            where = jax.tree_util.keystr(path)
+            raise TypeError(f"init gives y{where} of type {leaf.dtype}: inner variables must be floating arrays.")
+    _require_scalar("inner_loss", jax.eval_shape(problem.inner_loss, x, y, task, key))
+    value, metrics = jax.eval_shape(problem.objective, x, y, task, key)
+    _require_scalar("outer_loss", value)
+    if not isinstance(metrics, dict):
+        raise TypeError(f"outer_loss gives metrics of type {type(metrics).__name__}: a dictionary is wanted.")
+
+
+def _require_scalar(name: str, out: Any) -> None:
+    if not (isinstance(out, jax.ShapeDtypeStruct) and out.shape == () and jnp.issubdtype(out.dtype, jnp.floating)):
+        raise TypeError(f"{name} must give one floating scalar, not {out}. Take a mean or a sum of a vector of losses.")
