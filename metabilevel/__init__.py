@@ -1,0 +1,75 @@
+"""metabilevel: meta-learning and bilevel optimisation, every method an outer objective over an inner solver.
+
+Names are imported when they are first used, so that `import metabilevel` costs nothing.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .adjoints import AbstractAdjoint as AbstractAdjoint
+    from .adjoints import StopGradient as StopGradient
+    from .adjoints import Unroll as Unroll
+    from .errors import ComputationError as ComputationError
+    from .errors import InputError as InputError
+    from .errors import NonFiniteError as NonFiniteError
+    from .estimators import AbstractEstimator as AbstractEstimator
+    from .estimators import Nested as Nested
+    from .estimators import WarmStarted as WarmStarted
+    from .evaluation import Interval as Interval
+    from .evaluation import evaluate as evaluate
+    from .training import fit as fit
+    from .info import Certificate as Certificate
+    from .info import Info as Info
+    from .info import Result as Result
+    from .learner import Learner as Learner
+    from .learner import classification as classification
+    from .learner import regression as regression
+    from .method import Method as Method
+    from .networks import MLP as MLP
+    from .networks import AbstractNetwork as AbstractNetwork
+    from .networks import ConvNet as ConvNet
+    from .problem import BilevelProblem as BilevelProblem
+    from .registry import load_method as load_method
+    from .registry import load_tasks as load_tasks
+    from .hypergradients import Solution as Solution
+    from .hypergradients import hypergradient as hypergradient
+    from .hypergradients import solve as solve
+    from .solvers import AbstractInnerSolver as AbstractInnerSolver
+    from .solvers import AbstractIterativeSolver as AbstractIterativeSolver
+    from .solvers import ClosedForm as ClosedForm
+    from .solvers import GradientDescent as GradientDescent
+    from .tasks import Data as Data
+    from .tasks import Episode as Episode
+    from .tasks import TaskDistribution as TaskDistribution
+    from .tasks import sample_batch as sample_batch
+
+_HOME = {
+    "adjoints": "AbstractAdjoint StopGradient Unroll",
+    "errors": "ComputationError InputError NonFiniteError",
+    "estimators": "AbstractEstimator Nested WarmStarted",
+    "evaluation": "Interval evaluate",
+    "training": "fit",
+    "info": "Certificate Info Result",
+    "learner": "Learner classification regression",
+    "method": "Method",
+    "networks": "AbstractNetwork ConvNet MLP",
+    "problem": "BilevelProblem",
+    "registry": "load_method load_tasks",
+    "hypergradients": "Solution hypergradient solve",
+    "solvers": "AbstractInnerSolver AbstractIterativeSolver ClosedForm GradientDescent",
+    "tasks": "Data Episode TaskDistribution sample_batch",
+}
+_MODULE = {name: module for module, names in _HOME.items() for name in names.split()}
+__all__ = sorted(_MODULE)  # pyright: ignore[reportUnsupportedDunderAll]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULE:
+        raise AttributeError(f"module 'metabilevel' has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_MODULE[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,111 @@
+"""Adjoints: how d y(x) / d x is had. The rest of a hypergradient is `jax.grad` of F(x, y(x))."""
+
+import abc
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from .errors import InputError
+from .problem import BilevelProblem, Inner, Key, Outer, Task
+from .solvers import AbstractInnerSolver, Scan, inner_gradient
+
+
+class AbstractAdjoint(eqx.Module):
+    """A differentiable inner solve."""
+
+    @abc.abstractmethod
+    def __call__(
+        self, problem: BilevelProblem, solver: AbstractInnerSolver, x: Outer, y0: Inner, task: Task, key: Key
+    ) -> Inner:
+        """y for one task, with this adjoint's derivative in `x` and `y0`."""
+
+
+class StopGradient(AbstractAdjoint):
+    """y is a constant: only the direct term dF/dx is left (Reptile, stored heads)."""
+
+    def __call__(self, problem, solver, x, y0, task, key):
+        return jax.lax.stop_gradient(solver.solve(problem, x, y0, task, key))
+
+
+class Unroll(AbstractAdjoint):
+    """Reverse mode through the solver's own steps: exact for the y that is reached, however far from converged.
+
+    **Arguments:**
+
+    - `first_order`: takes every inner gradient for a constant, which drops the inner Hessians (FOMAML, Finn et al.
+      2017, section 5.2; Andrychowicz et al. 2016, section 2.1).
+    - `checkpoint`: what the backward pass keeps of K steps. None: all; `"step"`: y after each step, the rest of a
+      step is computed again; `"sqrt"`: y after each of about sqrt(K) segments; an integer: segments of that many
+      steps. Gradients are the same; memory falls and each step is computed about twice.
+    - `mixed_mode`: Hessian products by forward-over-reverse: a cotangent u of g(y) = dG/dy goes back as the
+      directional derivative of (dG/dx, dG/dy) along u in y, by the symmetry of the Hessian, in place of reverse mode
+      through reverse mode (Kemaev et al. 2025, arXiv:2505.00793). The same gradient in less memory. Data that
+      reaches the inner loss through the task is a constant to it; forward mode is not defined.
+    """
+
+    first_order: bool = eqx.field(static=True, default=False)
+    checkpoint: Literal["step", "sqrt"] | int | None = eqx.field(static=True, default=None)
+    mixed_mode: bool = eqx.field(static=True, default=False)
+
+    def __check_init__(self):
+        allowed = self.checkpoint in (None, "step", "sqrt") or (
+            isinstance(self.checkpoint, int) and not isinstance(self.checkpoint, bool) and self.checkpoint > 0
+        )
+        if not allowed:
+            raise InputError(f"checkpoint = {self.checkpoint!r}: None, 'step', 'sqrt' or a positive integer is wanted.")
+
+    def __call__(self, problem, solver, x, y0, task, key):
+        return solver.solve(problem, x, y0, task, key, self._grad, _checkpointed(self.checkpoint))
+
+    def _grad(self, problem: BilevelProblem, x: Outer, y: Inner, task: Task, key: Key) -> Inner:
+        if self.first_order:
+            return jax.lax.stop_gradient(inner_gradient(problem, x, y, task, key))
+        return (_mixed_gradient if self.mixed_mode else inner_gradient)(problem, x, y, task, key)
+
+
+def _mixed_gradient(problem: BilevelProblem, x: Outer, y: Inner, task: Task, key: Key) -> Inner:
+    return _forward_over_reverse((x, y), problem, task, key)
+
+
+# Everything is an argument: a custom rule that closed over a vmapped task would leak its tracer.
+@eqx.filter_custom_vjp
+def _forward_over_reverse(point: tuple[Outer, Inner], problem: BilevelProblem, task: Task, key: Key) -> Inner:
+    return inner_gradient(problem, *point, task, key)
+
+
+@_forward_over_reverse.def_fwd
+def _(perturbed, point, problem, task, key):
+    return inner_gradient(problem, *point, task, key), None
+
+
+@_forward_over_reverse.def_bwd
+def _(residuals, cotangent, perturbed, point, problem, task, key):
+    x, y = point
+    gradients = lambda y: jax.grad(problem.inner_loss, (0, 1))(x, y, task, key)
+    return jax.jvp(gradients, (y,), (cotangent,))[1]
+
+
+def _checkpointed(checkpoint: Literal["step", "sqrt"] | int | None) -> Scan:
+    """A scan whose reverse mode keeps what `Unroll.checkpoint` says."""
+    if checkpoint is None:
+        return jax.lax.scan
+    again = lambda f: jax.checkpoint(f, prevent_cse=False)  # a scan's body is not subject to the elimination it prevents
+
+    def scan(body: Callable, init: Any, xs: Any) -> tuple[Any, Any]:
+        body = again(body)
+        length = len(jax.tree.leaves(xs)[0])
+        size = {"step": 1, "sqrt": max(1, math.isqrt(length))}.get(checkpoint, checkpoint)
+        if size == 1:
+            return jax.lax.scan(body, init, xs)
+        whole = length - length % size
+        segments = jax.tree.map(lambda a: a[:whole].reshape(-1, size, *a.shape[1:]), xs)
+        carry, head = jax.lax.scan(again(lambda c, part: jax.lax.scan(body, c, part)), init, segments)
+        carry, tail = jax.lax.scan(body, carry, jax.tree.map(lambda a: a[whole:], xs))
+        flat = lambda a, b: jnp.concatenate([a.reshape(-1, *a.shape[2:]), b])
+        return carry, jax.tree.map(flat, head, tail)
+
+    return scan

@@ -1,0 +1,97 @@
+"""From one task to many: gradients and scores over a batch, a chunk of tasks at a time."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import subjaxprs
+from jaxtyping import Array, PyTree
+
+from .info import all_finite, masked_sum
+from .problem import Key, Outer
+
+# Where the largest temporary of a chunk outgrows this, fresh memory pages cost more than a longer vector saves.
+CHUNK_BYTES = 4 * 2**20
+
+
+def task_gradient(
+    loss: Callable[..., tuple[Array, Any]], x: Outer, tasks: PyTree, key: Key, *carried: PyTree, chunk: int | None = None
+) -> tuple[Outer, Array, Any, Array]:
+    """Mean over tasks of d loss / d x, without the tasks whose loss or gradient is not finite.
+
+    Differentiating inside the vmap, not outside, is what lets one diverged task be left out: the gradient of a mean
+    would be NaN whole. The sum is accumulated chunk by chunk, so that memory does not grow with the tasks.
+
+    **Arguments:** `loss(x, task, key, *carried) -> (scalar, aux)`; `tasks` and `carried` with a leading axis of n
+    tasks; `chunk` tasks are vmapped at once, as many as `fitting_chunk` says if None.
+
+    **Returns:** the mean gradient (zero if no task is finite), losses [n], aux [n, ...], finite [n].
+    """
+    keys = jax.random.split(key, leading(tasks))
+    each = jax.value_and_grad(loss, has_aux=True)
+
+    def part(*batch):
+        (losses, aux), gradients = jax.vmap(lambda *one: each(x, *one))(*batch)
+        finite = jax.vmap(all_finite)(losses, gradients)
+        return jax.tree.map(lambda g: masked_sum(g, finite), gradients), (losses, aux, finite)
+
+    total, (losses, aux, finite) = _sum_chunks(part, (tasks, keys, *carried), lambda *one: each(x, *one), chunk)
+    count = jnp.maximum(jnp.sum(finite), 1)
+    return jax.tree.map(lambda g: (g / count).astype(g.dtype), total), losses, aux, finite
+
+
+def map_tasks(fn: Callable[..., Any], *batch: PyTree, chunk: int | None = None) -> Any:
+    """`fn` of every task of a batch, stacked; as `jax.vmap`, a chunk at a time."""
+    return _sum_chunks(lambda *part: ((), jax.vmap(fn)(*part)), batch, fn, chunk)[1]
+
+
+def leading(tree: PyTree) -> int:
+    """The length of the leading axis."""
+    return jax.tree.leaves(tree)[0].shape[0]
+
+
+def fitting_chunk(fn: Callable[..., Any], batch: PyTree) -> int:
+    """How many tasks to vmap at once.
+
+    On a CPU: as many as keep the largest intermediate array of `fn` below `CHUNK_BYTES`, found by tracing one task.
+    On an accelerator: all.
+    """
+    n = leading(batch)
+    if jax.default_backend() != "cpu":
+        return n
+    one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), batch)
+    return max(1, min(n, CHUNK_BYTES // _largest(jax.make_jaxpr(fn)(*one).jaxpr)))
+
+
+def _largest(jaxpr: Any) -> int:
+    """Bytes of the largest array that an equation of `jaxpr`, or of one inside it, writes."""
+    inside = [_largest(sub) for sub in subjaxprs(jaxpr)]
+    return max([1, *inside, *[_bytes(v.aval) for eqn in jaxpr.eqns for v in eqn.outvars]])
+
+
+def _bytes(aval: Any) -> int:
+    return math.prod(getattr(aval, "shape", ())) * getattr(getattr(aval, "dtype", None), "itemsize", 1)
+
+
+def _sum_chunks(part: Callable[..., tuple[Any, Any]], batch: tuple, one: Callable[..., Any], chunk: int | None) -> Any:
+    """`part(*batch) -> (total, stacked)` chunk by chunk: totals added, stacked results put together."""
+    n = leading(batch)
+    size = min(n, chunk or fitting_chunk(one, batch))
+    if size == n:
+        return part(*batch)
+    whole = n - n % size
+    chunks = jax.tree.map(lambda a: a[:whole].reshape(-1, size, *a.shape[1:]), batch)
+    zero = jax.tree.map(jnp.zeros_like, jax.eval_shape(lambda b: part(*jax.tree.map(lambda a: a[0], b))[0], chunks))
+
+    def add(total, b):
+        more, stacked = part(*b)
+        return jax.tree.map(jnp.add, total, more), stacked
+
+    total, stacked = jax.lax.scan(add, zero, chunks)
+    stacked = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), stacked)
+    if whole == n:
+        return total, stacked
+    more, rest = part(*jax.tree.map(lambda a: a[whole:], batch))
+    return jax.tree.map(jnp.add, total, more), jax.tree.map(lambda a, b: jnp.concatenate([a, b]), stacked, rest)

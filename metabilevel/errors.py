@@ -1,0 +1,38 @@
+"""What can go wrong for a user: the kind of an error decides the exit status of the command line."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Wrong input; the message names it and says what is allowed. Exit status 2."""
+
+
+class PluginError(InputError):
+    """A plugin is unknown, ambiguous, does not import or does not keep the interface."""
+
+
+class OptionError(InputError):
+    """An option is unknown or its value is not allowed."""
+
+
+class RunError(InputError):
+    """A run directory cannot be used in the way that was asked for."""
+
+
+class CheckpointError(InputError):
+    """No checkpoint can be restored, or it does not fit."""
+
+
+class ComputationError(RuntimeError):
+    """The input was right and the computation failed. Exit status 1."""
+
+
+class NonFiniteError(ComputationError):
+    """A loss or a gradient became NaN or infinite."""
+
+
+def did_you_mean(given: str, allowed: Iterable[str]) -> str:
+    """A sentence that offers the nearest of `allowed`, or nothing where none is near."""
+    near = difflib.get_close_matches(given, list(allowed), 1)
+    return f" Did you mean {near[0]!r}?" if near else ""

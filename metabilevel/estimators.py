@@ -1,0 +1,125 @@
+"""Estimators: one outer direction from a batch of tasks, and what is remembered for the next.
+
+This is the only interface that the outer loop knows. `carry` is what the next call needs; `Info` is the rest.
+"""
+
+import abc
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from equinox import AbstractVar
+from jaxtyping import PyTree
+
+from .adjoints import AbstractAdjoint, Unroll
+from .batching import leading, task_gradient
+from .info import Certificate, Info, Result, all_finite, norm
+from .problem import BilevelProblem, Inner, Key, Outer, Scalar, Task
+from .solvers import AbstractInnerSolver
+
+
+class AbstractEstimator(eqx.Module):
+    """`task_chunk` tasks are computed at once: as many as fit the machine's caches if None."""
+
+    task_chunk: AbstractVar[int | None]
+
+    @abc.abstractmethod
+    def init(self, x: Outer, tasks: Task, key: Key) -> PyTree:
+        """The first carry; `tasks` has a leading axis of tasks."""
+
+    @abc.abstractmethod
+    def __call__(self, x: Outer, tasks: Task, carry: PyTree, key: Key) -> tuple[Outer, PyTree, Info]:
+        """The direction (shaped like `x`, to be followed downhill), the next carry, and `Info` with a row a task."""
+
+
+class Nested(AbstractEstimator):
+    """Every task is solved afresh from `problem.init`, and nothing is carried:
+
+        direction = mean over tasks of   d/dx F(x, y_t(x), t)
+
+    with the derivative of y_t as `adjoint` gives it.
+    """
+
+    problem: BilevelProblem
+    solver: AbstractInnerSolver
+    adjoint: AbstractAdjoint = Unroll()
+    task_chunk: int | None = eqx.field(static=True, default=None)
+
+    def init(self, x, tasks, key):
+        return None
+
+    def __call__(self, x, tasks, carry, key):
+        def loss(x, task, key):
+            k0, k1 = jax.random.split(key)
+            y0 = self.problem.init(x, task, k0)
+            value, (metrics, residual, _) = solved(self.problem, self.solver, self.adjoint, x, y0, task, k1)
+            return value, (metrics, residual)
+
+        direction, losses, (metrics, residual), finite = task_gradient(loss, x, tasks, key, chunk=self.task_chunk)
+        return direction, None, Info(losses, metrics, certify(residual, finite), finite)
+
+
+class WarmStarted(AbstractEstimator):
+    """As `Nested`, but the solve of slot `slot(task)` goes on from where that slot's last solve stopped.
+
+    A slot's first visit, and the visit after one that was not finite, start from `problem.init`. Tasks of one batch
+    that share a slot all start from what it held before the batch; the last of them in the batch is kept.
+    """
+
+    problem: BilevelProblem
+    solver: AbstractInnerSolver
+    adjoint: AbstractAdjoint = Unroll()
+    slots: int = eqx.field(static=True, default=1)
+    slot: Callable[[Task], Any] = lambda task: 0
+    task_chunk: int | None = eqx.field(static=True, default=None)
+
+    def init(self, x, tasks, key):
+        y = jax.eval_shape(self.problem.init, x, jax.tree.map(lambda a: a[0], tasks), key)
+        table = jax.tree.map(lambda a: jnp.zeros((self.slots, *a.shape), a.dtype), y)
+        return table, jnp.zeros(self.slots, bool)
+
+    def __call__(self, x, tasks, carry, key):
+        table, filled = carry
+        where = jnp.broadcast_to(jax.vmap(lambda task: jnp.asarray(self.slot(task)))(tasks), leading(tasks))
+
+        def loss(x, task, key, stored, warm):
+            k0, k1 = jax.random.split(key)
+            y0 = jax.tree.map(lambda a, b: jnp.where(warm, a, b), stored, self.problem.init(x, task, k0))
+            value, aux = solved(self.problem, self.solver, self.adjoint, x, y0, task, k1)
+            return value, aux
+
+        stored = jax.tree.map(lambda a: a[where], table)
+        direction, losses, (metrics, residual, y), finite = task_gradient(
+            loss, x, tasks, key, stored, filled[where], chunk=self.task_chunk
+        )
+        later = jnp.triu(where[:, None] == where[None, :], k=1).any(1)
+        into = jnp.where(later, self.slots, where)  # beyond the table, hence dropped
+        table = jax.tree.map(lambda a, b: a.at[into].set(b, mode="drop"), table, y)
+        filled = filled.at[into].set(finite & jax.vmap(all_finite)(y), mode="drop")
+        return direction, (table, filled), Info(losses, metrics, certify(residual, finite), finite)
+
+
+def solved(
+    problem: BilevelProblem,
+    solver: AbstractInnerSolver,
+    adjoint: AbstractAdjoint,
+    x: Outer,
+    y0: Inner,
+    task: Task,
+    key: Key,
+) -> tuple[Scalar, tuple[dict, Scalar, Inner]]:
+    """F(x, y(x)) for one task, and beside it the metrics, the norm of the inner residual, and y as a constant."""
+    k_inner, k_outer = jax.random.split(key)
+    y = adjoint(problem, solver, x, y0, task, k_inner)
+    value, metrics = problem.objective(x, y, task, k_outer)
+    at = jax.lax.stop_gradient((x, y))
+    residual = norm(solver.residual(problem, *at, task, k_inner))
+    return value, jax.lax.stop_gradient((metrics, residual, at[1]))
+
+
+def certify(residual: jax.Array, finite: jax.Array) -> Certificate:
+    """The certificate of a direction that needed no linear solve."""
+    ended = lambda ok: Result.where(ok, Result.success, Result.nonfinite)
+    return Certificate(residual, None, None, jax.vmap(ended)(finite) if finite.ndim else ended(finite))

@@ -1,0 +1,93 @@
+"""Scores with confidence intervals on tasks that were not trained on."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import numpy as np
+
+from .batching import map_tasks
+from .errors import InputError
+from .method import Method
+from .problem import Key, Outer, canonical
+from .progress import bar
+from .tasks import Split, TaskDistribution
+
+BLOCK = 50  # episodes in one compiled call: short enough to show progress and to be interrupted
+
+
+class Interval(NamedTuple):
+    """A mean over episodes and the half width of its 95% confidence interval, 1.96 standard deviations / sqrt(n)."""
+
+    mean: float
+    ci95: float
+    episodes: int
+
+    def __str__(self) -> str:
+        return f"{self.mean:.4g} ± {self.ci95:.2g}"
+
+
+def interval(values: np.ndarray) -> Interval:
+    """The interval of the mean of independent `values` [n]."""
+    n = len(values)
+    deviation = float(np.std(values, ddof=1)) if n > 1 else float("nan")
+    return Interval(float(np.mean(values)), 1.96 * deviation / n**0.5, n)
+
+
+def evaluate(
+    method: Method,
+    x: Outer,
+    tasks: TaskDistribution,
+    *,
+    key: Key,
+    split: Split = "test",
+    episodes: int = 600,
+    steps: Sequence[int] | None = None,
+    task_chunk: int | None = None,
+    progress: bool | None = None,
+) -> dict[int | None, dict[str, Interval]]:
+    """Adapts to `episodes` fresh tasks of `split` and judges each after each number of inner `steps`.
+
+    **Arguments:** `steps` are numbers of inner steps, in any order; None takes the method as it is.
+
+    **Returns:** for each number of steps (None where none was given) the interval of the loss and of each metric.
+    The same episodes serve all of them. An episode that is not finite makes the mean so.
+
+    **Raises:** `InputError` for no episodes, negative steps, or steps where the inner solver takes none.
+    """
+    if episodes < 1:
+        raise InputError(f"episodes = {episodes}: at least 1 is wanted.")
+    wanted = sorted(set(steps)) if steps is not None else None
+    if wanted is not None and (not wanted or wanted[0] < 0):
+        raise InputError(f"steps = {list(steps or [])}: numbers of inner steps, 0 or more, are wanted.")
+    x = canonical(x, "x")
+
+    @eqx.filter_jit
+    def block(method, x, tasks, keys):
+        def one(key):
+            k_task, k_adapt = jax.random.split(key)
+            task = tasks.sample(k_task, split)
+            if wanted is not None:
+                return method.curve(x, task, k_adapt, wanted)
+            return [method.judge(x, method.adapt(x, task, k_adapt), task, k_adapt)]
+
+        return map_tasks(one, keys, chunk=task_chunk)
+
+    size = min(BLOCK, episodes)
+    keys = jax.random.split(key, -(-episodes // size) * size)  # the last block is filled up, and cut off again below
+    parts = []
+    with bar(progress) as shown:
+        for at in shown.track(range(0, episodes, size), description=f"evaluating ({split})"):
+            parts.append(jax.device_get(block(method, x, tasks, keys[at : at + size])))
+    rows = jax.tree.map(lambda *a: interval(np.concatenate(a)[:episodes]), *parts)
+    return dict(zip(wanted if wanted is not None else [None], rows, strict=True))
+
+
+def as_rows(evaluation: dict[int | None, dict[str, Interval]]) -> list[dict]:
+    """An evaluation as rows for JSON: one per number of steps and metric."""
+    return [
+        {"steps": steps, "metric": name, "mean": i.mean, "ci95": i.ci95, "episodes": i.episodes}
+        for steps, metrics in evaluation.items()
+        for name, i in metrics.items()
+    ]

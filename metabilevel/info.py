@@ -1,0 +1,73 @@
+"""What a hypergradient says of itself: losses, metrics, and the certificate that it can be trusted."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PyTree
+
+from .problem import Inner, Metrics
+
+
+class Result(eqx.Enumeration):
+    """How a hypergradient ended."""
+
+    success = "finite"
+    nonfinite = "the loss, a metric of the solve or the gradient is not finite"
+
+
+class Certificate(eqx.Module):
+    """Evidence beside a hypergradient, one entry a task where there are several.
+
+    - `inner_residual`: Euclidean norm of the inner solver's residual (dG/dy for a descent) at the y reached.
+    - `linear_residual`, `iterations`: of the adjoint's linear system; None where it solves none.
+    - `result`: a `Result`.
+    """
+
+    inner_residual: Float[Array, "*tasks"]
+    linear_residual: Float[Array, "*tasks"] | None
+    iterations: Array | None
+    result: Result
+
+
+class Info(eqx.Module):
+    """What one estimate reports, with one entry a task in every array (none for a single hypergradient).
+
+    `finite` marks the tasks that the direction is the mean of; the others are left out and counted in `failed`.
+    `inner` is the y reached, given by `hypergradient` alone.
+    """
+
+    loss: Float[Array, "*tasks"]
+    metrics: Metrics
+    certificate: Certificate
+    finite: Bool[Array, "*tasks"]
+    inner: Inner = None
+
+    @property
+    def failed(self) -> Array:
+        return jnp.sum(~self.finite)
+
+    def mean(self) -> Metrics:
+        """Loss and metrics averaged over the finite tasks; NaN when there is none."""
+        return jax.tree.map(lambda a: finite_mean(a, self.finite), {"loss": self.loss, **self.metrics})
+
+
+def finite_mean(values: Array, finite: Array) -> Array:
+    """Mean over the leading axis of the entries where `finite`."""
+    return masked_sum(values, finite) / jnp.sum(finite)
+
+
+def masked_sum(values: Array, keep: Array) -> Array:
+    """Sum over the leading axis of the entries where `keep`, whatever the others hold."""
+    return jnp.sum(jnp.where(keep.reshape(-1, *[1] * (values.ndim - 1)), values, 0), 0)
+
+
+def norm(tree: PyTree) -> Float[Array, ""]:
+    """Euclidean norm of all entries; zero for an empty tree."""
+    squares = [jnp.sum(jnp.square(a)) for a in jax.tree.leaves(tree)]
+    return jnp.sqrt(sum(squares, jnp.zeros(())))
+
+
+def all_finite(*trees: PyTree) -> Bool[Array, ""]:
+    """Whether every entry of every floating leaf is finite."""
+    floats = [a for a in jax.tree.leaves(trees) if jnp.issubdtype(a.dtype, jnp.inexact)]
+    return jnp.all(jnp.array([True, *[jnp.isfinite(a).all() for a in floats]]))

@@ -1,0 +1,76 @@
+"""A method: what a plugin hands over."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import equinox as eqx
+import jax
+from jaxtyping import PyTree
+
+from .batching import map_tasks
+from .errors import InputError
+from .estimators import AbstractEstimator
+from .problem import BilevelProblem, Inner, Key, Metrics, Outer, Task
+from .solvers import AbstractInnerSolver, AbstractIterativeSolver
+
+
+class Method(eqx.Module):
+    """How x is trained, and how it serves a task not seen before.
+
+    **Arguments:**
+
+    - `problem`, `solver`: adaptation to a new task, and its judgement. What is trained on may differ (Reptile).
+    - `init(key) -> x`: the outer variable at the start.
+    - `estimator`: the direction along which x is trained.
+    """
+
+    problem: BilevelProblem
+    init: Callable[[Key], Outer]
+    estimator: AbstractEstimator
+    solver: AbstractInnerSolver
+
+    def adapt(self, x: Outer, task: Task, key: Key) -> Inner:
+        """y for one task."""
+        k_init, k_inner = jax.random.split(key)
+        return self.solver.solve(self.problem, x, self.problem.init(x, task, k_init), task, k_inner)
+
+    def judge(self, x: Outer, y: Inner, task: Task, key: Key) -> Metrics:
+        """The outer loss, as `loss`, and the metrics of one adapted task."""
+        loss, metrics = self.problem.objective(x, y, task, key)
+        return {"loss": loss, **metrics}
+
+    def score(self, x: Outer, tasks: PyTree, key: Key) -> Metrics:
+        """Mean loss and metrics over a batch of tasks, each adapted first."""
+
+        def one(task, key):
+            return self.judge(x, self.adapt(x, task, key), task, key)
+
+        keys = jax.random.split(key, len(jax.tree.leaves(tasks)[0]))
+        return jax.tree.map(lambda a: a.mean(0), map_tasks(one, tasks, keys))
+
+    def curve(self, x: Outer, task: Task, key: Key, steps: Sequence[int]) -> list[Metrics]:
+        """`judge` after each of the increasing numbers of inner `steps`, in one walk along the inner path.
+
+        **Raises:** `InputError` where the inner solver takes no steps.
+        """
+        solver = self.solver
+        if not isinstance(solver, AbstractIterativeSolver):
+            raise InputError(f"steps = {list(steps)}: the inner solver {type(solver).__name__} takes no steps.")
+        k_init, k_inner = jax.random.split(key)
+        y = self.problem.init(x, task, k_init)
+        point, done, rows = (y, solver.init(x, y)), 0, []
+        for stop in steps:
+            point, _ = solver.path(self.problem, x, point, task, k_inner, start=done, stop=stop)
+            done = stop
+            rows.append(self.judge(x, point[0], task, key))
+        return rows
+
+
+def in_chunks(method: Method, task_chunk: int | None) -> Method:
+    """`method`, whose estimator computes `task_chunk` tasks at once (as many as fit if None).
+
+    **Raises:** `InputError` for a chunk below one task.
+    """
+    if task_chunk is not None and task_chunk < 1:
+        raise InputError(f"task_chunk = {task_chunk}: at least one task at a time.")
+    return dataclasses.replace(method, estimator=dataclasses.replace(method.estimator, task_chunk=task_chunk))

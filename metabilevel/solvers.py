@@ -1,0 +1,138 @@
+"""Inner solvers: y0 -> y. A solver sees `x`, so its own coefficients may be outer variables."""
+
+import abc
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from equinox import AbstractVar
+from jaxtyping import PyTree
+
+from .errors import InputError
+from .problem import BilevelProblem, Inner, Key, Outer, Task
+
+GradientFn: TypeAlias = Callable[[Inner], Inner]
+GradTransform: TypeAlias = Callable[[BilevelProblem, Outer, Inner, Task, Key], Inner]
+Scan: TypeAlias = Callable[..., tuple[Any, Any]]
+
+
+def inner_gradient(problem: BilevelProblem, x: Outer, y: Inner, task: Task, key: Key) -> Inner:
+    """dG/dy at (x, y): what a descent follows, and the residual of a stationary point."""
+    return jax.grad(problem.inner_loss, 1)(x, y, task, key)
+
+
+class AbstractInnerSolver(eqx.Module):
+    """Gives y for one task, differentiably in `x` and `y0`."""
+
+    @abc.abstractmethod
+    def solve(
+        self,
+        problem: BilevelProblem,
+        x: Outer,
+        y0: Inner,
+        task: Task,
+        key: Key,
+        grad: GradTransform = inner_gradient,
+        scan: Scan = jax.lax.scan,
+    ) -> Inner:
+        """y for one task.
+
+        `grad` and `scan` are how an adjoint reaches into the solve without knowing it: stand-ins for `inner_gradient`
+        (that cut second-order terms, or order them differently) and for `jax.lax.scan` (that store less).
+        """
+
+    @abc.abstractmethod
+    def residual(self, problem: BilevelProblem, x: Outer, y: Inner, task: Task, key: Key) -> PyTree:
+        """Zero, and shaped like `y`, at the y that `solve` aims at."""
+
+
+class AbstractIterativeSolver(AbstractInnerSolver):
+    """`steps` applications of `step`. Step i draws from `fold_in(key, i)`, whatever the number of steps: a short
+    solve is the beginning of a long one.
+
+    A subclass gives `init(x, y) -> state` and `step(x, gradient_fn, y, state) -> (y, state)`.
+    """
+
+    steps: AbstractVar[int]
+
+    @abc.abstractmethod
+    def init(self, x: Outer, y: Inner) -> PyTree:
+        """The solver's own state (momenta, say) at the start."""
+
+    @abc.abstractmethod
+    def step(self, x: Outer, gradient_fn: GradientFn, y: Inner, state: PyTree) -> tuple[Inner, PyTree]:
+        """One step; `gradient_fn(y)` is dG/dy at fixed x and task, on this step's minibatch."""
+
+    def path(
+        self,
+        problem: BilevelProblem,
+        x: Outer,
+        point: tuple[Inner, PyTree],
+        task: Task,
+        key: Key,
+        *,
+        start: int = 0,
+        stop: int | None = None,
+        read: Callable[[Inner], Any] | None = None,
+        grad: GradTransform = inner_gradient,
+        scan: Scan = jax.lax.scan,
+    ) -> tuple[tuple[Inner, PyTree], Any]:
+        """Walks the steps `start` to `stop` (`self.steps` where None) from `point = (y, state)`.
+
+        **Returns:** the last point, and `read(y)` after each step, stacked (None without `read`).
+        """
+
+        def body(point: tuple[Inner, PyTree], i: Any) -> tuple[tuple[Inner, PyTree], Any]:
+            k = jax.random.fold_in(key, i)
+            point = self.step(x, lambda y: grad(problem, x, y, task, k), *point)
+            return point, None if read is None else read(point[0])
+
+        return scan(body, point, jnp.arange(start, self.steps if stop is None else stop))
+
+    def solve(self, problem, x, y0, task, key, grad=inner_gradient, scan=jax.lax.scan):
+        (y, _), _ = self.path(problem, x, (y0, self.init(x, y0)), task, key, grad=grad, scan=scan)
+        return y
+
+    def residual(self, problem, x, y, task, key):
+        return inner_gradient(problem, x, y, task, key)
+
+
+class GradientDescent(AbstractIterativeSolver):
+    """`steps` updates of y by an optax transformation; `GradientDescent(optax.sgd(0.4), 5)` is MAML's inner loop.
+
+    A negative step size is allowed, and zero steps give y = y0.
+
+    **Raises:** `InputError` for a negative number of steps.
+    """
+
+    transformation: optax.GradientTransformation
+    steps: int = eqx.field(static=True, default=1)
+
+    def __check_init__(self):
+        if self.steps < 0:
+            raise InputError(f"steps = {self.steps}: the number of inner steps cannot be negative.")
+
+    def init(self, x, y):
+        return self.transformation.init(y)
+
+    def step(self, x, gradient_fn, y, state):
+        updates, state = self.transformation.update(gradient_fn(y), state, y)
+        return optax.apply_updates(y, updates), state
+
+
+class ClosedForm(AbstractInnerSolver):
+    """y by a formula, `formula(x, task) -> y`, whose derivative is the formula's own.
+
+    `residual` is dG/dy, which shows whether the formula solves the inner problem that is stated beside it.
+    """
+
+    formula: Callable[[Outer, Task], Inner]
+
+    def solve(self, problem, x, y0, task, key, grad=inner_gradient, scan=jax.lax.scan):
+        return self.formula(x, task)
+
+    def residual(self, problem, x, y, task, key):
+        return inner_gradient(problem, x, y, task, key)

@@ -1,0 +1,202 @@
+"""The outer loop: the only place where x changes."""
+
+import time
+from collections.abc import Iterator
+from typing import Any, Literal, TypeAlias
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, PyTree
+
+from .errors import InputError, NonFiniteError
+from .info import Info, all_finite, finite_mean
+from .method import Method, in_chunks
+from .problem import Key, Outer, Task, canonical
+from .progress import track
+from .tasks import TaskDistribution, sample_batch
+
+OnNonfinite: TypeAlias = Literal["raise", "mask"]
+Row: TypeAlias = dict[str, float]
+
+BEFORE_STEP_0 = 2**32 - 1  # what is folded into the key for the initial state, where step i folds in i
+CHUNK_SECONDS = 1.0  # how long an interrupt may wait for compiled code to come back
+
+
+class Window(eqx.Module):
+    """Sums since the last report, kept in the state so that a resumed run reports what an uninterrupted one does."""
+
+    sums: PyTree
+    counted: Array  # outer steps in `sums`: those with at least one finite task
+    failed: Array  # tasks left out
+    first_failed: Array  # the first step with such a task, -1 if none
+    first_empty: Array  # the first step without any finite task, -1 if none
+
+
+class TrainState(eqx.Module):
+    """All that the rest of a run depends on, beside its configuration."""
+
+    x: Outer
+    optimizer: PyTree
+    carry: PyTree
+    step: Array
+    window: Window
+
+
+def fit(
+    method: Method,
+    tasks: TaskDistribution,
+    optimizer: optax.GradientTransformation,
+    *,
+    key: Key,
+    steps: int,
+    meta_batch: int,
+    every: int | None = None,
+    task_chunk: int | None = None,
+    on_nonfinite: OnNonfinite = "raise",
+    progress: bool | None = None,
+) -> tuple[Outer, list[Row]]:
+    """Trains x by `steps` outer steps: direction of a fresh batch of `meta_batch` training tasks -> optax -> x.
+
+    **Arguments:**
+
+    - `key`: all randomness; step i draws from `fold_in(key, i)`.
+    - `every`: outer steps to a row of the history; a twentieth of `steps` if None.
+    - `task_chunk`: tasks computed at once; chosen by `fitting_chunk` if None.
+    - `on_nonfinite`: `"raise"` stops at the first task whose loss or gradient is not finite; `"mask"` leaves such
+      tasks out and counts them.
+    - `progress`: a bar on standard error; where that is a terminal if None.
+
+    **Returns:** x, and the history: `step`, mean training `loss` and metrics since the row before, `failed` tasks,
+    `inner_residual` (root mean square over the tasks of one fresh batch), `seconds` since the start.
+
+    **Raises:** `InputError` for wrong arguments, before compilation; `NonFiniteError` under its policy.
+    """
+    every = every or max(1, steps // 20)
+    history, state = [], None
+    stages = train(method, tasks, optimizer, key=key, steps=steps, meta_batch=meta_batch, every=every,
+                   task_chunk=task_chunk, on_nonfinite=on_nonfinite)  # fmt: skip
+    for state, row in track(stages, steps, show=progress):
+        history += [row] if row else []
+    assert state is not None
+    return state.x, history
+
+
+def start(method: Method, tasks: TaskDistribution, optimizer: optax.GradientTransformation, key: Key, meta_batch: int) -> TrainState:
+    """The state before the first step."""
+    k_x, k_tasks, k_carry = jax.random.split(jax.random.fold_in(key, BEFORE_STEP_0), 3)
+    x = canonical(method.init(k_x), "x")
+    batch = sample_batch(tasks, k_tasks, "train", meta_batch)
+    carry = method.estimator.init(x, batch, k_carry)
+    info = jax.eval_shape(lambda: method.estimator(x, batch, carry, k_carry)[2].mean())
+    return TrainState(x, optimizer.init(x), carry, jnp.zeros((), jnp.int32), _empty(info))
+
+
+def train(
+    method: Method,
+    tasks: TaskDistribution,
+    optimizer: optax.GradientTransformation,
+    *,
+    key: Key,
+    steps: int,
+    meta_batch: int,
+    every: int,
+    task_chunk: int | None = None,
+    on_nonfinite: OnNonfinite = "raise",
+    state: TrainState | None = None,
+) -> Iterator[tuple[TrainState, Row | None]]:
+    """`fit` as an iterator over (state, row): the first state, then one about every second, with a row at reports.
+
+    `state` is where to go on from. One compiled loop serves all stages, and where a stage ends changes no bit.
+    """
+    for name, value, least in [("steps", steps, 0), ("meta_batch", meta_batch, 1), ("every", every, 1)]:
+        if value < least:
+            raise InputError(f"{name} = {value}: at least {least} is wanted.")
+    method = in_chunks(method, task_chunk)
+    state = start(method, tasks, optimizer, key, meta_batch) if state is None else state
+    loop, residual = _compiled(meta_batch)
+    begun = time.perf_counter()
+    yield state, None
+    done, stage = int(state.step), 1
+    while done < steps:
+        report = min(steps, done - done % every + every)
+        stop = min(report, done + stage)
+        before, tick = state, time.perf_counter()
+        state, finite = loop(method, tasks, optimizer, state, key, jnp.asarray(stop, state.step.dtype))
+        _check(before, state, bool(finite), on_nonfinite)
+        seconds = time.perf_counter() - tick
+        stage = max(1, int((stop - done) * min(4.0, CHUNK_SECONDS / seconds)))
+        done, row = stop, None
+        if done == report:
+            w = state.window
+            row = {"step": done, **{k: float(v / w.counted) for k, v in w.sums.items()}, "failed": int(w.failed)}
+            row["inner_residual"] = float(residual(method, tasks, state, key))
+            row["seconds"] = time.perf_counter() - begun
+            state = eqx.tree_at(lambda s: s.window, state, _empty(w.sums))
+        yield state, row
+
+
+def outer_step(
+    method: Method, optimizer: optax.GradientTransformation, x: Outer, opt: PyTree, carry: PyTree, batch: Task, key: Key
+) -> tuple[Outer, PyTree, PyTree, Info]:
+    """direction -> optax -> x. A step without one finite task leaves x and the optimizer as they are."""
+    direction, carry, info = method.estimator(x, batch, carry, key)
+    updates, moved = optimizer.update(direction, opt, x)
+    any_finite = info.finite.any()
+    new = optax.apply_updates(x, updates), moved
+    x, opt = jax.tree.map(lambda a, b: jnp.where(any_finite, a, b), new, (x, opt))
+    return x, opt, carry, info
+
+
+def _compiled(meta_batch: int) -> Any:
+    def batch_at(tasks: TaskDistribution, key: Key, step: Any) -> tuple[Task, Key]:
+        k_tasks, k_estimate = jax.random.split(jax.random.fold_in(key, step))
+        return sample_batch(tasks, k_tasks, "train", meta_batch), k_estimate
+
+    @eqx.filter_jit
+    def loop(method, tasks, optimizer, state, key, stop):
+        def one(i, s: TrainState) -> TrainState:
+            batch, k = batch_at(tasks, key, i)
+            x, opt, carry, info = outer_step(method, optimizer, s.x, s.optimizer, s.carry, batch, k)
+            return TrainState(x, opt, carry, i + 1, _add(s.window, info, i))
+
+        state = jax.lax.fori_loop(state.step, stop, one, state)
+        return state, all_finite(state.x)
+
+    @eqx.filter_jit
+    def residual(method, tasks, state, key):
+        batch, k = batch_at(tasks, key, state.step)
+        info = method.estimator(state.x, batch, state.carry, k)[2]
+        return jnp.sqrt(finite_mean(info.certificate.inner_residual**2, info.finite))
+
+    return loop, residual
+
+
+def _empty(sums: PyTree) -> Window:
+    zero, never = jnp.zeros((), jnp.int32), jnp.full((), -1, jnp.int32)
+    return Window(jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), sums), zero, zero, never, never)
+
+
+def _add(w: Window, info: Info, step: Array) -> Window:
+    usable = info.finite.any()
+    first = lambda seen, now: jnp.where((seen < 0) & now, step, seen)
+    return Window(
+        jax.tree.map(lambda a, b: a + jnp.where(usable, b, 0), w.sums, info.mean()),
+        w.counted + usable,
+        w.failed + info.failed.astype(w.failed.dtype),
+        first(w.first_failed, info.failed > 0),
+        first(w.first_empty, ~usable),
+    )
+
+
+def _check(before: TrainState, after: TrainState, finite: bool, policy: OnNonfinite) -> None:
+    w, remedy = after.window, "Lower the inner or the outer learning rate"
+    if int(w.first_empty) >= 0:
+        raise NonFiniteError(f"step {int(w.first_empty)}: no task of the batch has a finite loss and gradient. {remedy}.", before)
+    if policy == "raise" and int(w.first_failed) >= 0:
+        raise NonFiniteError(
+            f"step {int(w.first_failed)}: a task's loss or gradient is not finite ({int(w.failed)} tasks up to step "
+            f"{int(after.step)}). {remedy}, or leave such tasks out (on_nonfinite='mask').", before)
+    if not finite:
+        raise NonFiniteError(f"between steps {int(before.step)} and {int(after.step)} the outer update made x infinite or NaN. {remedy}.", before)

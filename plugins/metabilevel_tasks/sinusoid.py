@@ -1,0 +1,62 @@
+"""Sinusoid regression (Finn et al. 2017, section 5.1; Nichol et al. 2018, section 4)."""
+
+from typing import Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from metabilevel import MLP, Data, Episode, InputError, Learner, TaskDistribution, regression
+
+
+class Sinusoid(TaskDistribution):
+    """y = amplitude sin(x - phase); amplitude, phase and x are uniform. All splits are one distribution."""
+
+    subject: Learner
+    shots: int = eqx.field(static=True)
+    queries: int = eqx.field(static=True)
+    amplitude: tuple[float, float] = eqx.field(static=True)
+    phase: float = eqx.field(static=True)
+    grid: bool = eqx.field(static=True)
+
+    def sample(self, key, split):
+        k_amplitude, k_phase, k_inputs = jax.random.split(key, 3)
+        amplitude = jax.random.uniform(k_amplitude, minval=self.amplitude[0], maxval=self.amplitude[1])
+        phase = jax.random.uniform(k_phase, maxval=self.phase)
+        inputs = jax.random.uniform(k_inputs, (self.shots + self.queries, 1), minval=-5.0, maxval=5.0)
+        support, query = inputs[: self.shots], inputs[self.shots :]
+        if self.grid and split == "test":
+            query = jnp.linspace(-5.0, 5.0, 50)[:, None]
+        label = lambda x: Data(x, amplitude * jnp.sin(x - phase))
+        return Episode(label(support), label(query), {"amplitude": amplitude, "phase": phase})
+
+
+def sinusoid(
+    *,
+    shots: int = 10,
+    queries: int = 10,
+    min_amplitude: float = 0.1,
+    max_amplitude: float = 5.0,
+    max_phase: float = jnp.pi,
+    grid: bool = False,
+    network: Literal["relu-40-40", "tanh-64-64"] = "relu-40-40",
+    init: Literal["fan-in", "truncated-normal"] = "fan-in",
+) -> Sinusoid:
+    """Sinusoids with amplitude U[.1, 5], phase U[0, pi] and inputs U[-5, 5] by default; mean squared error.
+
+    **Arguments:**
+
+    - `shots`, `queries`: support and query points of a task.
+    - `min_amplitude`, `max_amplitude`, `max_phase`: ranges (Nichol et al.: phases up to 2 pi).
+    - `grid`: judge on 50 equispaced points of [-5, 5] at test, in place of random ones (Nichol et al.).
+    - `network`: Finn et al.'s ReLU net with two layers of 40, or Nichol et al.'s tanh net with two of 64.
+    - `init`: of the weights: standard deviation 1/sqrt(inputs), or .01 as in Finn et al.'s code.
+    """
+    if shots < 1 or queries < 1:
+        raise InputError(f"shots = {shots}, queries = {queries}: at least one point of each is wanted.")
+    if not min_amplitude <= max_amplitude:
+        raise InputError(f"min_amplitude = {min_amplitude} is above max_amplitude = {max_amplitude}.")
+    activation, width = {"relu-40-40": ("relu", 40), "tanh-64-64": ("tanh", 64)}[network]
+    truth = lambda task, x: task.truth["amplitude"] * jnp.sin(x - task.truth["phase"])
+    learner = regression(MLP(1, (width, width), 1, activation, init), oracle=truth)
+    return Sinusoid(learner, shots, queries, (min_amplitude, max_amplitude), max_phase, grid)
