@@ -34,12 +34,26 @@ def task_gradient(
 
     def part(*batch):
         (losses, aux), gradients = jax.vmap(lambda *one: each(x, *one))(*batch)
-        finite = jax.vmap(all_finite)(losses, gradients)
-        return jax.tree.map(lambda g: masked_sum(g, finite), gradients), (losses, aux, finite)
+        total, finite = _finite_sum(losses, gradients)
+        return total, (losses, aux, finite)
 
     total, (losses, aux, finite) = _sum_chunks(part, (tasks, keys, *carried), lambda *one: each(x, *one), chunk)
     count = jnp.maximum(jnp.sum(finite), 1)
     return jax.tree.map(lambda g: (g / count).astype(g.dtype), total), losses, aux, finite
+
+
+def _finite_sum(losses: Array, gradients: Outer) -> tuple[Outer, Array]:
+    """Sum over the tasks whose loss and gradient are finite, and which they are.
+
+    The plain sum is finite only if every addend is, so that the tasks are looked at one by one in a bad step alone.
+    """
+    plain = jax.tree.map(lambda g: g.sum(0), gradients)
+
+    def one_by_one():
+        finite = jax.vmap(all_finite)(losses, gradients)
+        return jax.tree.map(lambda g: masked_sum(g, finite), gradients), finite
+
+    return jax.lax.cond(all_finite(losses, plain), lambda: (plain, jnp.ones(losses.shape, bool)), one_by_one)
 
 
 def map_tasks(fn: Callable[..., Any], *batch: PyTree, chunk: int | None = None) -> Any:

@@ -29,7 +29,11 @@ class ComputationError(RuntimeError):
 
 
 class NonFiniteError(ComputationError):
-    """A loss or a gradient became NaN or infinite."""
+    """A loss or a gradient became NaN or infinite. `state` is the last good training state, where there is one."""
+
+    def __init__(self, message: str, state: object = None):
+        super().__init__(message)
+        self.state = state
 
 
 def did_you_mean(given: str, allowed: Iterable[str]) -> str:

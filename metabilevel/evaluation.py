@@ -6,11 +6,12 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from .batching import map_tasks
 from .errors import InputError
 from .method import Method
-from .problem import Key, Outer, canonical
+from .problem import Key, Metrics, canonical
 from .progress import bar
 from .tasks import Split, TaskDistribution
 
@@ -37,7 +38,7 @@ def interval(values: np.ndarray) -> Interval:
 
 def evaluate(
     method: Method,
-    x: Outer,
+    x: PyTree,
     tasks: TaskDistribution,
     *,
     key: Key,
@@ -63,25 +64,36 @@ def evaluate(
         raise InputError(f"steps = {list(steps or [])}: numbers of inner steps, 0 or more, are wanted.")
     x = canonical(x, "x")
 
-    @eqx.filter_jit
-    def block(method, x, tasks, keys):
-        def one(key):
-            k_task, k_adapt = jax.random.split(key)
-            task = tasks.sample(k_task, split)
-            if wanted is not None:
-                return method.curve(x, task, k_adapt, wanted)
-            return [method.judge(x, method.adapt(x, task, k_adapt), task, k_adapt)]
-
-        return map_tasks(one, keys, chunk=task_chunk)
-
     size = min(BLOCK, episodes)
     keys = jax.random.split(key, -(-episodes // size) * size)  # the last block is filled up, and cut off again below
     parts = []
     with bar(progress) as shown:
         for at in shown.track(range(0, episodes, size), description=f"evaluating ({split})"):
-            parts.append(jax.device_get(block(method, x, tasks, keys[at : at + size])))
+            parts.append(jax.device_get(_block(method, x, tasks, keys[at : at + size], split, wanted, task_chunk)))
     rows = jax.tree.map(lambda *a: interval(np.concatenate(a)[:episodes]), *parts)
     return dict(zip(wanted if wanted is not None else [None], rows, strict=True))
+
+
+@eqx.filter_jit
+def _block(
+    method: Method,
+    x: PyTree,
+    tasks: TaskDistribution,
+    keys: Key,
+    split: Split,
+    steps: list[int] | None,
+    task_chunk: int | None,
+) -> list[Metrics]:
+    """For each number of steps, every metric of one episode a key. Compiled once for a method and its tasks."""
+
+    def one(key: Key) -> list[Metrics]:
+        k_task, k_adapt = jax.random.split(key)
+        task = tasks.sample(k_task, split)
+        if steps is not None:
+            return method.curve(x, task, k_adapt, steps)
+        return [method.judge(x, method.adapt(x, task, k_adapt), task, k_adapt)]
+
+    return map_tasks(one, keys, chunk=task_chunk)
 
 
 def as_rows(evaluation: dict[int | None, dict[str, Interval]]) -> list[dict]:

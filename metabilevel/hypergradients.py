@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import PyTree
 
 from .adjoints import AbstractAdjoint, Unroll
 from .errors import InputError
@@ -33,12 +34,12 @@ def _hypergradient(problem, solver, adjoint, x, task, key):
 
 def hypergradient(
     problem: BilevelProblem,
-    x: Outer,
+    x: PyTree,
     task: Task,
     *,
     key: Key,
     solver: AbstractInnerSolver,
-    adjoint: AbstractAdjoint = Unroll(),  # noqa: B008: immutable
+    adjoint: AbstractAdjoint = Unroll(),  # noqa: B008 - immutable
 ) -> tuple[Scalar, Outer, Info]:
     """F(x, y(x)) of one task and its total derivative dF/dx + (dy/dx)^T dF/dy.
 
@@ -72,12 +73,12 @@ class Solution(NamedTuple):
 
 def solve(
     problem: BilevelProblem,
-    x0: Outer,
+    x0: PyTree,
     task: Task,
     *,
     key: Key,
     solver: AbstractInnerSolver,
-    adjoint: AbstractAdjoint = Unroll(),  # noqa: B008: immutable
+    adjoint: AbstractAdjoint = Unroll(),  # noqa: B008 - immutable
     optimizer: optax.GradientTransformation,
     steps: int,
     warm_start: bool = True,
@@ -101,10 +102,15 @@ def solve(
 
 
 @eqx.filter_jit
-def _solve(problem, solver, adjoint, optimizer, x, task, key, steps, warm_start):
+def _solve(given, solver, adjoint, optimizer, x, task, key, steps, warm_start):
+    problem = BilevelProblem(  # one task, which may hold no array to stack: it is bound, and the batch is an index
+        lambda x, _, key: given.init(x, task, key),
+        lambda x, y, _, key: given.inner_loss(x, y, task, key),
+        lambda x, y, _, key: given.outer_loss(x, y, task, key),
+    )
+    batch = jnp.zeros(1)
     estimator = (WarmStarted if warm_start else Nested)(problem, solver, adjoint)
     method = Method(problem, lambda key: x, estimator, solver)
-    batch = jax.tree.map(lambda a: jnp.asarray(a)[None], task)
     k_carry, k_steps, k_init, k_last = jax.random.split(key, 4)
 
     def one(state, k):
@@ -113,10 +119,10 @@ def _solve(problem, solver, adjoint, optimizer, x, task, key, steps, warm_start)
 
     state = (x, optimizer.init(x), estimator.init(x, batch, k_carry))
     (x, _, carry), infos = jax.lax.scan(one, state, jax.random.split(k_steps, steps))
-    y0 = problem.init(x, task, k_init)
+    y0 = problem.init(x, None, k_init)
     if warm_start:
         table, filled = carry
         y0 = jax.tree.map(lambda a, b: jnp.where(filled[0], a[0], b), table, y0)
-    value, (_, residual, y) = solved(problem, solver, adjoint, x, y0, task, k_last)
+    value, (_, residual, y) = solved(problem, solver, adjoint, x, y0, None, k_last)
     finite = infos.finite.all() & all_finite(value, y)
     return x, y, infos, certify(residual, finite)

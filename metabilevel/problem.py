@@ -36,7 +36,7 @@ class BilevelProblem(eqx.Module):
     inner_loss: Callable[[Outer, Inner, Task, Key], Scalar]
     outer_loss: Callable[[Outer, Inner, Task, Key], Scalar | tuple[Scalar, Metrics]]
 
-    def objective(self, x: Outer, y: Inner, task: Task, key: Key) -> tuple[Scalar, Metrics]:
+    def objective(self, x: Outer, y: Inner, task: Task, key: Key) -> tuple[Any, Any]:
         """F with its metrics; an outer loss that gives none has an empty dictionary of them."""
         result = self.outer_loss(x, y, task, key)
         return result if isinstance(result, tuple) else (result, {})
@@ -78,7 +78,7 @@ def check_problem(problem: BilevelProblem, x: Outer, task: Task, key: Key) -> No
     value, metrics = jax.eval_shape(problem.objective, x, y, task, key)
     _require_scalar("outer_loss", value)
     if not isinstance(metrics, dict):
-        raise TypeError(f"outer_loss gives metrics of type {type(metrics).__name__}: a dictionary is wanted.")
+        raise TypeError("outer_loss gives metrics that are no dictionary: (scalar, {name: array}) is wanted.")
 
 
 def _require_scalar(name: str, out: Any) -> None:

@@ -95,6 +95,8 @@ def _factory(group: str, name: str, arity: int, wanted: str) -> Callable[..., An
     entry = find(group, name)
     factory = _import(group, entry)
     try:
+        if not callable(factory):
+            raise PluginError(f"a factory is wanted, and {factory!r} cannot be called.")
         options(factory)
         if (given := positional(factory)) != arity:
             raise PluginError(f"it must have {wanted}, and it has {given}.")

@@ -85,8 +85,6 @@ def options(factory: Callable[..., Any]) -> dict[str, Option]:
 
     **Raises:** `PluginError` that names the parameter which is no option.
     """
-    if not callable(factory):
-        raise PluginError(f"a factory is wanted, and {factory!r} cannot be called.")
     found, helps = {}, _helps(inspect.getdoc(factory) or "")
     for p in _parameters(factory):
         if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):

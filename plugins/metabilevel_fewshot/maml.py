@@ -1,5 +1,7 @@
 """MAML and first-order MAML (Finn, Abbeel & Levine 2017, arXiv:1703.03400)."""
 
+from typing import Literal
+
 import optax
 
 from metabilevel import BilevelProblem, GradientDescent, Learner, Method, Nested, Unroll
@@ -21,7 +23,7 @@ def maml(
     steps: int = 1,
     first_order: bool = False,
     mixed_mode: bool = False,
-    checkpoint: str | None = None,
+    checkpoint: Literal["step", "sqrt"] | None = None,
 ) -> Method:
     """MAML: minimise over x the query loss of y_k, where y_0 = x and y_{i+1} = y_i - learning_rate dG/dy(y_i).
 

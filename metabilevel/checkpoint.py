@@ -1,0 +1,119 @@
+"""Checkpoints of a pytree: written atomically, verified when read, and free of pickled code.
+
+A file is an envelope:
+
+    magic | length of the header, 8 bytes | header, JSON | sha256 of the header | body
+
+The header holds the step, the caller's metadata, the sha256 of the body, and the path, the kind and the size of each
+leaf; the body is the bytes of the leaves, one after the other. A flipped bit anywhere is found.
+"""
+
+import hashlib
+import re
+import warnings
+from collections.abc import Mapping
+from io import BytesIO
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .errors import CheckpointError
+from .files import dumps, loads, replace
+from .leaves import decode, encode, flatten, kind
+
+MAGIC = b"metabilevel checkpoint 1\n"
+KEPT = 2
+
+
+class Restored(NamedTuple):
+    """What a checkpoint holds."""
+
+    step: int
+    tree: Any
+    metadata: dict[str, Any]
+
+
+def save(folder: Path, step: int, tree: Any, metadata: Mapping[str, Any]) -> Path:
+    """Writes `tree` (arrays, typed keys, Python numbers, None) to `folder`, and keeps the newest two checkpoints.
+
+    Files of later steps, which a run that went on from an earlier one has left behind, go too.
+
+    **Raises:** `TypeError` that names a leaf of another kind; `ComputationError` where it cannot be written.
+    """
+    leaves = flatten(tree)[0]
+    kinds = [(name, kind(name, leaf)) for name, leaf in leaves.items()]
+    parts = [encode(leaf) for leaf in leaves.values()]
+    body = b"".join(parts)
+    header = dumps(
+        {
+            "step": step,
+            "metadata": metadata,
+            "sha256": hashlib.sha256(body).hexdigest(),
+            "leaves": kinds,
+            "sizes": [len(part) for part in parts],
+        }
+    ).encode()
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{step:08d}.ckpt"
+    replace(path, MAGIC, len(header).to_bytes(8, "little"), header, hashlib.sha256(header).digest(), body)
+    held = checkpoints(folder)
+    newest = held[: held.index(path) + 1][-KEPT:]
+    for other in set(held) - set(newest):
+        other.unlink()
+    return path
+
+
+def restore(folder: Path, like: Any) -> Restored:
+    """The newest intact checkpoint of `folder`: its tree bit for bit as it was saved, in the structure of `like`.
+
+    **Raises:** `CheckpointError` where none is intact, or where the tree has another structure, shape or dtype than
+    `like`; it names the first leaf that differs.
+
+    **Warns:** where a damaged one is passed over.
+    """
+    paths = checkpoints(folder)
+    for path in reversed(paths):
+        try:
+            header, body = _opened(path)
+        except (OSError, ValueError) as error:
+            warnings.warn(f"The checkpoint {path} is damaged ({error}); the one before it is tried.", stacklevel=2)
+        else:
+            return Restored(header["step"], _filled(path, header, body, like), header["metadata"])
+    state = f"damaged: {', '.join(path.name for path in paths)}" if paths else "it holds none"
+    raise CheckpointError(f"No checkpoint can be restored from {folder} ({state}).")
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in `folder`, from the oldest to the newest."""
+    return sorted((path for path in folder.glob("*.ckpt") if re.fullmatch(r"\d+", path.stem)), key=_step)
+
+
+def _step(path: Path) -> int:
+    return int(path.stem)
+
+
+def _opened(path: Path) -> tuple[dict[str, Any], bytes]:
+    """Header and body of an intact file; a `ValueError` says what is damaged."""
+    content, start = path.read_bytes(), len(MAGIC) + 8
+    if not content.startswith(MAGIC):
+        raise ValueError("it does not begin as a checkpoint does")
+    stop = start + int.from_bytes(content[len(MAGIC) : start], "little")
+    header, checksum, body = content[start:stop], content[stop : stop + 32], content[stop + 32 :]
+    if checksum != hashlib.sha256(header).digest():
+        raise ValueError("its header fails the checksum")
+    fields = loads(header.decode())
+    if fields["sha256"] != hashlib.sha256(body).hexdigest():
+        raise ValueError("its body fails the checksum")
+    return fields, body
+
+
+def _filled(path: Path, header: dict[str, Any], body: bytes, like: Any) -> Any:
+    """The leaves in `body`, in the structure of `like`, which must be the one that was saved."""
+    wanted, structure = flatten(like)
+    for was, now in zip_longest(header["leaves"], [[name, kind(name, leaf)] for name, leaf in wanted.items()]):
+        if was != now:
+            held, asked = (" of ".join(each) if each else "no further leaf" for each in (was, now))
+            raise CheckpointError(f"{path} does not fit: it holds {held}, where {asked} is wanted.")
+    stream = BytesIO(body)
+    data = [stream.read(size) for size in header["sizes"]]
+    return structure.unflatten(map(decode, data, wanted.values()))

@@ -1,0 +1,86 @@
+"""Curves as data, and as a picture."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from .files import replace
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Okabe & Ito's colours, which everyone can tell apart; the order keeps neighbours far from one another.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F7F7F", "#F0E442")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Points (x, y), with `band` as the half width of their 95% confidence interval.
+
+    `style`: `"line"` is ours, `"paper"` a published curve (dashed, in the colour of our curve of the same name),
+    `"truth"` what is to be found, and `"data"` the examples that were given.
+    """
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    band: Sequence[float] | None = None
+    style: Literal["line", "paper", "truth", "data"] = "line"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Curves in one pair of axes; `log` names the logarithmic ones: "", "x", "y" or "xy"."""
+
+    title: str
+    xlabel: str
+    ylabel: str
+    curves: Sequence[Curve]
+    log: str = ""
+
+
+def draw(path: Path, title: str, panels: Sequence[Panel], columns: int = 3) -> None:
+    """Draws `panels` row by row into the PNG file `path`. A legend is repeated only where it has something to add."""
+    from matplotlib.figure import Figure
+
+    columns = min(columns, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(4.6 * columns, 3.5 * rows + 0.4), layout="constrained")
+    figure.suptitle(title, fontsize=13, fontweight="bold")
+    names = [curve.name for panel in panels for curve in panel.curves if curve.style in ("line", "paper")]
+    colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(dict.fromkeys(names))}
+    explained = set()
+    for i, panel in enumerate(panels):
+        axes = figure.add_subplot(rows, columns, i + 1)
+        _draw_panel(axes, panel, colours)
+        if not explained.issuperset(axes.get_legend_handles_labels()[1]):
+            explained.update(axes.get_legend_handles_labels()[1])
+            axes.legend(fontsize=8, frameon=False)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=150)
+    replace(path, picture.getvalue())
+
+
+def _draw_panel(axes: "Axes", panel: Panel, colours: dict[str, str]) -> None:
+    for curve in panel.curves:
+        match curve.style:
+            case "line":
+                axes.plot(curve.x, curve.y, color=colours[curve.name], label=curve.name, linewidth=1.8)
+                if curve.band is not None:
+                    low, high = ([y + s * b for y, b in zip(curve.y, curve.band, strict=True)] for s in (-1, 1))
+                    axes.fill_between(curve.x, low, high, color=colours[curve.name], alpha=0.18, linewidth=0)
+            case "paper":
+                marker = "o" if len(set(curve.y)) > 1 else ""
+                axes.plot(curve.x, curve.y, color=colours[curve.name], label=f"{curve.name} (paper)", linestyle="--",
+                          marker=marker, markerfacecolor="white", markersize=4.5, linewidth=1.1)  # fmt: skip
+            case "truth":
+                axes.plot(curve.x, curve.y, color="black", label=curve.name, linewidth=1, alpha=0.6)
+            case "data":
+                axes.plot(curve.x, curve.y, "k^", label=curve.name, markersize=6, zorder=5)
+    axes.set(title=panel.title, xlabel=panel.xlabel, ylabel=panel.ylabel)
+    axes.set_xscale("log" if "x" in panel.log else "linear")
+    axes.set_yscale("log" if "y" in panel.log else "linear")
+    axes.grid(alpha=0.25, which="both" if panel.log else "major", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,170 @@
+"""What a reproduction found: rows, verdicts and curves, as JSON, as a picture and as a table."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from .config import Environment
+from .figures import Curve, Panel, draw
+from .files import read_json, write_json
+from .laboratory import Stage
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+RESULT, PICTURE = "result.json", "curves.png"
+_SOURCES = {"paper": "", "figure": ", read by eye", "code": ", authors' code"}
+
+
+@dataclass(frozen=True)
+class Published:
+    """A number of a paper: `place` says where it stands; `source` whether it was read in the text, off a figure, or
+    in the authors' code. What ± `interval` means is the paper's own business, and the reproduction says it."""
+
+    setting: str
+    value: float
+    interval: float | None
+    place: str
+    source: Literal["paper", "figure", "code"] = "paper"
+
+    def __str__(self) -> str:
+        return f"{self.value:g}" + (f" ± {self.interval:g}" if self.interval is not None else "")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Our number: a mean over `episodes` with the half width of its 95% confidence interval, where it has one."""
+
+    mean: float
+    ci95: float | None = None
+    episodes: int | None = None
+
+    @property
+    def decimals(self) -> int:
+        """Two digits of the interval are shown, and as many decimals of the mean."""
+        return 2 if not self.ci95 else min(3, max(0, 1 - math.floor(math.log10(self.ci95))))
+
+    def __str__(self) -> str:
+        if self.ci95 is None:
+            return f"{self.mean:.3g}"
+        return f"{self.mean:.{self.decimals}f} ± {self.ci95:.{self.decimals}f}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A setting with the paper's number and ours, where there are such."""
+
+    setting: str
+    published: Published | None
+    ours: Measured | None
+
+    @property
+    def difference(self) -> float | None:
+        """Ours less the paper's."""
+        return None if self.published is None or self.ours is None else self.ours.mean - self.published.value
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A claim, and whether the `numbers` bear it out; None where they were not measured."""
+
+    sentence: str
+    place: str
+    held: bool | None
+    numbers: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything about one run of a reproduction; `about` is `Reproduction.about()`."""
+
+    about: dict[str, str]
+    scale: str
+    seed: int
+    protocol: str
+    departures: tuple[str, ...]
+    settings: dict[str, Any]
+    config_hash: str
+    rows: tuple[Row, ...]
+    claims: tuple[Verdict, ...]
+    panels: tuple[Panel, ...]
+    stages: tuple[Stage, ...]
+    environment: Environment
+    cores: int
+    seconds: float
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it, as plain values."""
+        rows = [{**asdict(row), "difference": row.difference} for row in self.rows]
+        return {**asdict(self), "rows": rows}
+
+    def save(self, folder: Path) -> None:
+        """Writes `result.json` and, where there are curves, `curves.png` into `folder`, which is made."""
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / RESULT, self.as_json())
+        if self.panels:
+            draw(folder / PICTURE, f"{self.about['title']} ({self.scale} scale)", self.panels)
+
+    @classmethod
+    def load(cls, folder: Path) -> "Report":
+        """What `save` wrote."""
+        fields = read_json(folder / RESULT)
+        return cls(
+            **{
+                **fields,
+                "departures": tuple(fields["departures"]),
+                "rows": tuple(_row(row) for row in fields["rows"]),
+                "claims": tuple(Verdict(**claim) for claim in fields["claims"]),
+                "panels": tuple(_panel(panel) for panel in fields["panels"]),
+                "stages": tuple(Stage(s["label"], s["seconds"], tuple(s["history"])) for s in fields["stages"]),
+                "environment": Environment(**fields["environment"]),
+            }
+        )
+
+    def table(self) -> "RenderableType":
+        """Numbers, claims and departures, to be printed by rich."""
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        about = self.about
+        numbers = Table(title=f"{about['title']}: {self.scale} scale, seed {self.seed}", caption=about["metric"])
+        for heading in ("setting", "paper", "ours, 95% CI", "difference", "where in the paper"):
+            numbers.add_column(heading, justify="left" if heading[0] in "sw" else "right")
+        for _, rows in groupby(self.rows, lambda row: row.setting.partition(",")[0]):
+            for row in rows:
+                numbers.add_row(row.setting, _shown(row.published), _shown(row.ours), _signed(row), _place(row))
+            numbers.add_section()
+        claims = Table(title="Claims of the paper", show_header=False, show_lines=True)
+        claims.add_column(min_width=12)
+        for claim in self.claims:
+            held = {True: ("held", "green"), False: ("did not hold", "bold red"), None: ("not measured", "dim")}
+            claims.add_row(Text(*held[claim.held]), f"{claim.sentence} ({claim.place})", claim.numbers)
+        notes = [f"{about['citation']}, arXiv:{about['arxiv']}; the paper's ±: {about['interval']}.", self.protocol]
+        notes += [f"Departure: {departure}" for departure in self.departures]
+        notes += [f"{self.seconds:.0f} s on {self.environment.device}, {self.cores} cores."]
+        return Group(numbers, *([claims] if self.claims else []), Text("\n".join(notes)))
+
+
+def _shown(number: object) -> str:
+    return "-" if number is None else str(number)
+
+
+def _signed(row: Row) -> str:
+    return "" if row.difference is None or row.ours is None else f"{row.difference:+.{row.ours.decimals}f}"
+
+
+def _place(row: Row) -> str:
+    return f"{row.published.place}{_SOURCES[row.published.source]}" if row.published else ""
+
+
+def _row(fields: Mapping[str, Any]) -> Row:
+    published, ours = fields["published"], fields["ours"]
+    return Row(fields["setting"], published and Published(**published), ours and Measured(**ours))
+
+
+def _panel(fields: Mapping[str, Any]) -> Panel:
+    return Panel(**{**fields, "curves": tuple(Curve(**curve) for curve in fields["curves"])})

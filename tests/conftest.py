@@ -1,0 +1,38 @@
+"""What the tests share: where the data lie, and double precision."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import pytest
+from metabilevel.data import data_folder
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+if "METABILEVEL_DATA" not in os.environ and SHARED.is_dir():
+    os.environ["METABILEVEL_DATA"] = str(SHARED)
+
+
+@pytest.fixture
+def x64() -> Iterator[None]:
+    """Double precision, for comparisons with finite differences and closed forms."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def key() -> jax.Array:
+    return jax.random.key(7)
+
+
+@pytest.fixture
+def data_files() -> Callable[..., list[Path]]:
+    """Files of a data set, by its name and theirs; the test is skipped where one is absent."""
+
+    def find(dataset: str, *names: str) -> list[Path]:
+        paths = [data_folder() / dataset / name for name in names]
+        if not all(path.is_file() for path in paths):
+            pytest.skip(f"data set absent: {dataset}")
+        return paths
+
+    return find
