@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from .estimators import WarmStarted as WarmStarted
     from .evaluation import Interval as Interval
     from .evaluation import evaluate as evaluate
-    from .training import fit as fit
+    from .hypergradients import Solution as Solution
+    from .hypergradients import hypergradient as hypergradient
+    from .hypergradients import solve as solve
     from .info import Certificate as Certificate
     from .info import Info as Info
     from .info import Result as Result
@@ -32,9 +34,6 @@ if TYPE_CHECKING:
     from .problem import BilevelProblem as BilevelProblem
     from .registry import load_method as load_method
     from .registry import load_tasks as load_tasks
-    from .hypergradients import Solution as Solution
-    from .hypergradients import hypergradient as hypergradient
-    from .hypergradients import solve as solve
     from .solvers import AbstractInnerSolver as AbstractInnerSolver
     from .solvers import AbstractIterativeSolver as AbstractIterativeSolver
     from .solvers import ClosedForm as ClosedForm
@@ -43,6 +42,7 @@ if TYPE_CHECKING:
     from .tasks import Episode as Episode
     from .tasks import TaskDistribution as TaskDistribution
     from .tasks import sample_batch as sample_batch
+    from .training import fit as fit
 
 _HOME = {
     "adjoints": "AbstractAdjoint StopGradient Unroll",

@@ -74,12 +74,13 @@ def _mixed_gradient(problem: BilevelProblem, x: Outer, y: Inner, task: Task, key
 # Everything is an argument: a custom rule that closed over a vmapped task would leak its tracer.
 @eqx.filter_custom_vjp
 def _forward_over_reverse(point: tuple[Outer, Inner], problem: BilevelProblem, task: Task, key: Key) -> Inner:
-    return inner_gradient(problem, *point, task, key)
+    x, y = point
+    return inner_gradient(problem, x, y, task, key)
 
 
 @_forward_over_reverse.def_fwd
 def _(perturbed, point, problem, task, key):
-    return inner_gradient(problem, *point, task, key), None
+    return inner_gradient(problem, point[0], point[1], task, key), None
 
 
 @_forward_over_reverse.def_bwd
@@ -93,12 +94,16 @@ def _checkpointed(checkpoint: Literal["step", "sqrt"] | int | None) -> Scan:
     """A scan whose reverse mode keeps what `Unroll.checkpoint` says."""
     if checkpoint is None:
         return jax.lax.scan
-    again = lambda f: jax.checkpoint(f, prevent_cse=False)  # a scan's body is not subject to the elimination it prevents
+    again = lambda f: jax.checkpoint(
+        f, prevent_cse=False
+    )  # a scan's body is not subject to the elimination it prevents
 
     def scan(body: Callable, init: Any, xs: Any) -> tuple[Any, Any]:
         body = again(body)
         length = len(jax.tree.leaves(xs)[0])
-        size = {"step": 1, "sqrt": max(1, math.isqrt(length))}.get(checkpoint, checkpoint)
+        size = (
+            checkpoint if isinstance(checkpoint, int) else {"step": 1, "sqrt": max(1, math.isqrt(length))}[checkpoint]
+        )
         if size == 1:
             return jax.lax.scan(body, init, xs)
         whole = length - length % size

@@ -17,7 +17,12 @@ CHUNK_BYTES = 4 * 2**20
 
 
 def task_gradient(
-    loss: Callable[..., tuple[Array, Any]], x: Outer, tasks: PyTree, key: Key, *carried: PyTree, chunk: int | None = None
+    loss: Callable[..., tuple[Array, Any]],
+    x: Outer,
+    tasks: PyTree,
+    key: Key,
+    *carried: PyTree,
+    chunk: int | None = None,
 ) -> tuple[Outer, Array, Any, Array]:
     """Mean over tasks of d loss / d x, without the tasks whose loss or gradient is not finite.
 
@@ -66,8 +71,8 @@ def leading(tree: PyTree) -> int:
     return jax.tree.leaves(tree)[0].shape[0]
 
 
-def fitting_chunk(fn: Callable[..., Any], batch: PyTree) -> int:
-    """How many tasks to vmap at once.
+def fitting_chunk(fn: Callable[..., Any], batch: tuple[PyTree, ...]) -> int:
+    """How many tasks of `batch`, the arguments of `fn` with a leading axis of tasks, to vmap at once.
 
     On a CPU: as many as keep the largest intermediate array of `fn` below `CHUNK_BYTES`, found by tracing one task.
     On an accelerator: all.

@@ -209,7 +209,7 @@ def _write_cache(path: Path, arrays: Arrays) -> None:
     try:
         replace(path, stream.getvalue())
     except (OSError, ComputationError) as error:
-        warnings.warn(str(error), stacklevel=3)
+        warnings.warn(f"{path} is not kept, and will be made again: {error}", stacklevel=3)
 
 
 def _difference(dataset: DataSet, arrays: Arrays) -> str:

@@ -10,7 +10,6 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from equinox import AbstractVar
 from jaxtyping import PyTree
 
 from .adjoints import AbstractAdjoint, Unroll
@@ -23,7 +22,7 @@ from .solvers import AbstractInnerSolver
 class AbstractEstimator(eqx.Module):
     """`task_chunk` tasks are computed at once: as many as fit the machine's caches if None."""
 
-    task_chunk: AbstractVar[int | None]
+    task_chunk: int | None = eqx.field(static=True, default=None, kw_only=True)
 
     @abc.abstractmethod
     def init(self, x: Outer, tasks: Task, key: Key) -> PyTree:
@@ -45,7 +44,6 @@ class Nested(AbstractEstimator):
     problem: BilevelProblem
     solver: AbstractInnerSolver
     adjoint: AbstractAdjoint = Unroll()
-    task_chunk: int | None = eqx.field(static=True, default=None)
 
     def init(self, x, tasks, key):
         return None
@@ -73,7 +71,6 @@ class WarmStarted(AbstractEstimator):
     adjoint: AbstractAdjoint = Unroll()
     slots: int = eqx.field(static=True, default=1)
     slot: Callable[[Task], Any] = lambda task: 0
-    task_chunk: int | None = eqx.field(static=True, default=None)
 
     def init(self, x, tasks, key):
         y = jax.eval_shape(self.problem.init, x, jax.tree.map(lambda a: a[0], tasks), key)

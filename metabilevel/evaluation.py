@@ -1,12 +1,12 @@
 """Scores with confidence intervals on tasks that were not trained on."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import equinox as eqx
 import jax
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from .batching import map_tasks
 from .errors import InputError
@@ -32,7 +32,8 @@ class Interval(NamedTuple):
 def interval(values: np.ndarray) -> Interval:
     """The interval of the mean of independent `values` [n]."""
     n = len(values)
-    deviation = float(np.std(values, ddof=1)) if n > 1 else float("nan")
+    with np.errstate(over="ignore", invalid="ignore"):
+        deviation = float(np.std(values, ddof=1)) if n > 1 else float("nan")
     return Interval(float(np.mean(values)), 1.96 * deviation / n**0.5, n)
 
 
@@ -42,7 +43,7 @@ def evaluate(
     tasks: TaskDistribution,
     *,
     key: Key,
-    split: Split = "test",
+    split: str = "test",
     episodes: int = 600,
     steps: Sequence[int] | None = None,
     task_chunk: int | None = None,
@@ -57,13 +58,14 @@ def evaluate(
 
     **Raises:** `InputError` for no episodes, negative steps, or steps where the inner solver takes none.
     """
+    if split not in get_args(Split):
+        raise InputError(f"split = {split!r}: one of {', '.join(get_args(Split))} is wanted.")
     if episodes < 1:
         raise InputError(f"episodes = {episodes}: at least 1 is wanted.")
     wanted = sorted(set(steps)) if steps is not None else None
     if wanted is not None and (not wanted or wanted[0] < 0):
         raise InputError(f"steps = {list(steps or [])}: numbers of inner steps, 0 or more, are wanted.")
     x = canonical(x, "x")
-
     size = min(BLOCK, episodes)
     keys = jax.random.split(key, -(-episodes // size) * size)  # the last block is filled up, and cut off again below
     parts = []
@@ -79,8 +81,8 @@ def _block(
     method: Method,
     x: PyTree,
     tasks: TaskDistribution,
-    keys: Key,
-    split: Split,
+    keys: Array,
+    split: str,
     steps: list[int] | None,
     task_chunk: int | None,
 ) -> list[Metrics]:

@@ -64,6 +64,8 @@ def draw(path: Path, title: str, panels: Sequence[Panel], columns: int = 3) -> N
 
 
 def _draw_panel(axes: "Axes", panel: Panel, colours: dict[str, str]) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
     for curve in panel.curves:
         match curve.style:
             case "line":
@@ -80,7 +82,11 @@ def _draw_panel(axes: "Axes", panel: Panel, colours: dict[str, str]) -> None:
             case "data":
                 axes.plot(curve.x, curve.y, "k^", label=curve.name, markersize=6, zorder=5)
     axes.set(title=panel.title, xlabel=panel.xlabel, ylabel=panel.ylabel)
-    axes.set_xscale("log" if "x" in panel.log else "linear")
-    axes.set_yscale("log" if "y" in panel.log else "linear")
-    axes.grid(alpha=0.25, which="both" if panel.log else "major", linewidth=0.6)
+    for letter, axis in (("x", axes.xaxis), ("y", axes.yaxis)):
+        if letter in panel.log:
+            axes.set(**{f"{letter}scale": "log"})
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axis.set_minor_formatter(NullFormatter())
+    axes.grid(alpha=0.3, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)

@@ -4,6 +4,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ def replace(path: Path, *parts: bytes) -> None:
     except OSError as error:
         raise ComputationError(f"{path} could not be written: {error.strerror}. What it held is intact.") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # the error that matters is on its way; what stays is swept
+            temporary.unlink(missing_ok=True)
 
 
 def sweep(folder: Path) -> None:

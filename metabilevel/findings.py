@@ -45,7 +45,9 @@ class Measured:
     @property
     def decimals(self) -> int:
         """Two digits of the interval are shown, and as many decimals of the mean."""
-        return 2 if not self.ci95 else min(3, max(0, 1 - math.floor(math.log10(self.ci95))))
+        if not self.ci95 or not math.isfinite(self.ci95):
+            return 2
+        return min(3, max(0, 1 - math.floor(math.log10(self.ci95))))
 
     def __str__(self) -> str:
         if self.ci95 is None:
@@ -134,12 +136,11 @@ class Report:
         numbers = Table(title=f"{about['title']}: {self.scale} scale, seed {self.seed}", caption=about["metric"])
         for heading in ("setting", "paper", "ours, 95% CI", "difference", "where in the paper"):
             numbers.add_column(heading, justify="left" if heading[0] in "sw" else "right")
-        for _, rows in groupby(self.rows, lambda row: row.setting.partition(",")[0]):
+        for _, rows in groupby(self.rows, lambda row: block(row.setting)):
             for row in rows:
                 numbers.add_row(row.setting, _shown(row.published), _shown(row.ours), _signed(row), _place(row))
             numbers.add_section()
-        claims = Table(title="Claims of the paper", show_header=False, show_lines=True)
-        claims.add_column(min_width=12)
+        claims = Table("verdict", "claim", "our numbers, as the claim wants them", title="Claims of the paper")
         for claim in self.claims:
             held = {True: ("held", "green"), False: ("did not hold", "bold red"), None: ("not measured", "dim")}
             claims.add_row(Text(*held[claim.held]), f"{claim.sentence} ({claim.place})", claim.numbers)
@@ -149,12 +150,19 @@ class Report:
         return Group(numbers, *([claims] if self.claims else []), Text("\n".join(notes)))
 
 
+def block(setting: str) -> str:
+    """The part of a table in which a setting has its row: what stands before the first comma."""
+    return setting.partition(",")[0]
+
+
 def _shown(number: object) -> str:
     return "-" if number is None else str(number)
 
 
 def _signed(row: Row) -> str:
-    return "" if row.difference is None or row.ours is None else f"{row.difference:+.{row.ours.decimals}f}"
+    if row.difference is None or row.ours is None:
+        return ""
+    return f"{row.difference:+.3g}" if row.ours.ci95 is None else f"{row.difference:+.{row.ours.decimals}f}"
 
 
 def _place(row: Row) -> str:

@@ -12,11 +12,11 @@ from jaxtyping import PyTree
 from .adjoints import AbstractAdjoint, Unroll
 from .errors import InputError
 from .estimators import Nested, WarmStarted, certify, solved
-from .training import outer_step
 from .info import Certificate, Info, Result, all_finite
 from .method import Method
 from .problem import BilevelProblem, Inner, Key, Outer, Scalar, Task, canonical, check_problem
 from .solvers import AbstractInnerSolver
+from .training import outer_step
 
 
 @eqx.filter_jit
@@ -113,14 +113,15 @@ def _solve(given, solver, adjoint, optimizer, x, task, key, steps, warm_start):
     method = Method(problem, lambda key: x, estimator, solver)
     k_carry, k_steps, k_init, k_last = jax.random.split(key, 4)
 
-    def one(state, k):
-        x, opt, carry, info = outer_step(method, optimizer, *state, batch, k)
+    def one(state: tuple[Outer, PyTree, PyTree], k: Key) -> Any:
+        x, opt, carry = state
+        x, opt, carry, info = outer_step(method, optimizer, x, opt, carry, batch, k)
         return (x, opt, carry), jax.tree.map(lambda a: a[0], info)
 
     state = (x, optimizer.init(x), estimator.init(x, batch, k_carry))
     (x, _, carry), infos = jax.lax.scan(one, state, jax.random.split(k_steps, steps))
     y0 = problem.init(x, None, k_init)
-    if warm_start:
+    if carry is not None:
         table, filled = carry
         y0 = jax.tree.map(lambda a, b: jnp.where(filled[0], a[0], b), table, y0)
     value, (_, residual, y) = solved(problem, solver, adjoint, x, y0, None, k_last)

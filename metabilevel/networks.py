@@ -1,35 +1,32 @@
 """Networks as pairs of functions: `outputs = head(params["head"], body(params["body"], inputs))`.
 
 Parameters are plain pytrees of floating arrays, since an inner solver makes new ones for every task; a network
-itself holds its static shape only, and has neither state nor randomness when applied. Batches are NHWC.
+itself holds static sizes and names only, and has neither state nor randomness when it is applied.
 
 Tasks have weights of their own, and `jax.vmap` of a convolution over its weights is a grouped convolution, whose
-gradients XLA computes a hundred times slower than a matrix product on CPU. Every convolution here is `conv2d`, which
-is written as one product, and so is a batched product under `vmap`.
+gradients XLA computes on a CPU a hundred times more slowly than a matrix product. Here every convolution is
+`conv2d`: one matrix product of patches and weights, and so a batched one under `jax.vmap`.
 """
 
 import abc
 import itertools
-from collections.abc import Callable
-from typing import Literal, TypeAlias
+from collections.abc import Callable, Iterable
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .errors import InputError, did_you_mean
 from .problem import Inner, Key
-
-Activation: TypeAlias = Literal["relu", "tanh", "elu", "leaky-relu", "sigmoid", "softplus"]
-Initialiser: TypeAlias = Literal["fan-in", "glorot-uniform", "normal", "truncated-normal", "zeros"]
 
 _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": jax.nn.relu,
-    "tanh": jnp.tanh,
-    "elu": jax.nn.elu,
     "leaky-relu": lambda x: jax.nn.leaky_relu(x, 0.1),
-    "sigmoid": jax.nn.sigmoid,
+    "elu": jax.nn.elu,
     "softplus": jax.nn.softplus,
+    "sigmoid": jax.nn.sigmoid,
+    "tanh": jnp.tanh,
 }
 _INITIALISERS: dict[str, Callable[[Key, tuple[int, ...]], Array]] = {
     "fan-in": jax.nn.initializers.variance_scaling(1.0, "fan_in", "normal"),
@@ -66,36 +63,45 @@ class MLP(AbstractNetwork):
 
         h_0 = inputs,   h_i = activation(N(h_{i-1} W_i) + b_i),   outputs = h_L W + b
 
-    with N the identity, or `normalise` if `batch_norm`; b is then batch normalisation's beta.
+    N is the identity, or `normalise` if `batch_norm`; b_i is then the shift (beta) of batch normalisation.
 
     **Arguments:**
 
-    - `in_size`, `widths`, `out_size`: features of the input, of every hidden layer, of the output.
-    - `init`: of all weights. `"fan-in"`: normal, standard deviation 1/sqrt(inputs); `"truncated-normal"`: .01, cut
-      at two standard deviations (Finn et al.'s code, with which the sinusoids take some five times longer);
-      `"glorot-uniform"`; `"normal"`: standard deviation 1; `"zeros"`. Biases start at zero.
+    - `in_size`, `widths`, `out_size`: features of an input, of every hidden layer, of an output.
+    - `activation`: of the hidden layers: `"relu"`, `"leaky-relu"` (slope .1), `"elu"`, `"softplus"`, `"sigmoid"` or
+      `"tanh"`.
+    - `init_weights`: of all layers; biases start at zero. `"fan-in"`: normal of standard deviation 1/sqrt(inputs);
+      `"glorot-uniform"`; `"normal"`: of standard deviation 1; `"truncated-normal"`: .01, cut at two standard
+      deviations, as in Finn et al.'s code, from which the sinusoids take several times as many steps; `"zeros"`.
+    - `batch_norm`: whether the hidden layers are normalised.
 
-    Sinusoid: `MLP(1, (40, 40), 1)` in Finn et al. 2017 (section 5.1), `MLP(1, (64, 64), 1, "tanh")` in Nichol et al.
-    2018 (section 4). Omniglot without convolutions: `MLP(784, (256, 128, 64, 64), ways, batch_norm=True)` in Finn et
-    al. (section 5.2).
+    **Raises:** `InputError` for a name that is not offered or a size below 1.
+
+    Sinusoids: `MLP(1, (40, 40), 1)` (Finn et al. 2017, section 5.1), `MLP(1, (64, 64), 1, "tanh")` (Nichol et al.
+    2018, section 4). Omniglot without convolutions: `MLP(784, (256, 128, 64, 64), ways, batch_norm=True)` (Finn et
+    al. 2017, section 5.2).
     """
 
     in_size: int = eqx.field(static=True)
     widths: tuple[int, ...] = eqx.field(static=True)
     out_size: int = eqx.field(static=True)
-    activation: Activation = eqx.field(static=True, default="relu")
-    init_weights: Initialiser = eqx.field(static=True, default="fan-in")
+    activation: str = eqx.field(static=True, default="relu")
+    init_weights: str = eqx.field(static=True, default="fan-in")
     batch_norm: bool = eqx.field(static=True, default=False)
+
+    def __check_init__(self):
+        _require_choice("activation", self.activation, _ACTIVATIONS)
+        _require_choice("init_weights", self.init_weights, _INITIALISERS)
+        _require_positive(in_size=self.in_size, widths=min(self.widths, default=1), out_size=self.out_size)
 
     @property
     def batch_statistics(self) -> bool:
         return self.batch_norm
 
     def init(self, key: Key) -> Inner:
-        sizes = (self.in_size, *self.widths, self.out_size)
-        keys = jax.random.split(key, len(sizes) - 1)
-        shapes = itertools.pairwise(sizes)
-        *body, head = [_affine(k, shape, self.init_weights) for k, shape in zip(keys, shapes, strict=True)]
+        shapes = list(itertools.pairwise((self.in_size, *self.widths, self.out_size)))
+        keys = jax.random.split(key, len(shapes))
+        *body, head = [_layer(k, shape, self.init_weights) for k, shape in zip(keys, shapes, strict=True)]
         return {"body": body, "head": head}
 
     def body(self, params: Inner, inputs: Float[Array, "n ..."]) -> Float[Array, "n d"]:
@@ -107,36 +113,52 @@ class MLP(AbstractNetwork):
         return hidden
 
     def head(self, params: Inner, features: Float[Array, "n d"]) -> Float[Array, "n out"]:
-        return features @ params["weights"] + params["bias"]
+        return _affine(params, features)
 
 
 class ConvNet(AbstractNetwork):
-    """Blocks of 3 x 3 convolution, batch normalisation, ReLU, each halving the map; then a linear head.
+    """Blocks that each halve the map, then a linear head. Batches are NHWC.
 
-    The convolutions have no bias of their own: normalisation would take it away again.
+        block = relu(pool(gamma N(conv(maps)) + beta))
+
+    with a 3 x 3 convolution, N = `normalise`, the shift beta (the parameter `bias`) and the factor gamma (`scale`).
+    A convolution has no bias of its own: N would take it away again.
 
     **Arguments:**
 
-    - `in_shape`: (height, width, channels) of an image; `out_size`: the number of outputs.
-    - `down`: how a block halves the map: `"stride"`: a convolution of stride 2 (n -> ceil(n / 2)); `"max-pool"`:
-      2 x 2 pooling after a convolution of stride 1 (n -> floor(n / 2)).
-    - `readout`: features are the `"mean"` over the last map, [n, filters], or all of it: `"flatten"`.
-    - `scale`: whether batch normalisation learns a factor (gamma) as well as a shift (beta).
-    - `init_head`: of the head's weights, see `MLP`; convolutions are `"glorot-uniform"`.
+    - `in_shape`: (height, width, channels) of an image. `out_size`: number of outputs.
+    - `filters`: channels of every map. `blocks`: number of blocks.
+    - `down`: how a block halves n pixels. `"stride"`: convolution of stride 2 and no pooling, ceil(n / 2) are left;
+      `"max-pool"`: convolution of stride 1 and pooling of 2 x 2, floor(n / 2).
+    - `readout`: features are the `"mean"` over the last map, or all of it: `"flatten"`.
+    - `scale`: whether there is a factor gamma.
+    - `init_head`: of the head's weights, see `MLP`. Finn et al.'s code has `"normal"` before a mean and
+      `"glorot-uniform"` after max-pooling; the latter is the default throughout, since with logits of order 1
+      the first inner steps are not spent on taking the head back. Convolutions are `"glorot-uniform"`.
 
-    `ConvNet((28, 28, 1), ways)` is the Omniglot net of Finn et al. 2017 (section 5.2);
-    `ConvNet((28, 28, 1), ways, readout="flatten", scale=True)` that of Nichol et al. 2018 (section 6.1);
-    `ConvNet((84, 84, 3), ways, filters=32, down="max-pool", readout="flatten")` Finn et al.'s mini-ImageNet net.
+    **Raises:** `InputError` for a name that is not offered, a size below 1, or a map that shrinks to nothing.
+
+    `ConvNet((28, 28, 1), ways)` is Finn et al.'s net for Omniglot (2017, section 5.2),
+    `ConvNet((28, 28, 1), ways, readout="flatten", scale=True)` is Nichol et al.'s (2018, section 6.1),
+    `ConvNet((84, 84, 3), ways, filters=32, down="max-pool", readout="flatten")` Finn et al.'s for miniImageNet.
     """
 
     in_shape: tuple[int, int, int] = eqx.field(static=True)
     out_size: int = eqx.field(static=True)
     filters: int = eqx.field(static=True, default=64)
     blocks: int = eqx.field(static=True, default=4)
-    down: Literal["stride", "max-pool"] = eqx.field(static=True, default="stride")
-    readout: Literal["mean", "flatten"] = eqx.field(static=True, default="mean")
+    down: str = eqx.field(static=True, default="stride")
+    readout: str = eqx.field(static=True, default="mean")
     scale: bool = eqx.field(static=True, default=False)
-    init_head: Initialiser = eqx.field(static=True, default="glorot-uniform")
+    init_head: str = eqx.field(static=True, default="glorot-uniform")
+
+    def __check_init__(self):
+        _require_choice("down", self.down, ("stride", "max-pool"))
+        _require_choice("readout", self.readout, ("mean", "flatten"))
+        _require_choice("init_head", self.init_head, _INITIALISERS)
+        _require_positive(in_shape=min(self.in_shape), out_size=self.out_size, filters=self.filters, blocks=self.blocks)
+        if self.features == 0:
+            raise InputError(f"blocks = {self.blocks}: nothing is left of {self.in_shape} after so many max-pools.")
 
     @property
     def batch_statistics(self) -> bool:
@@ -144,54 +166,60 @@ class ConvNet(AbstractNetwork):
 
     @property
     def features(self) -> int:
-        """The number of features that the body gives."""
-        halve = (lambda n: -(-n // 2)) if self.down == "stride" else (lambda n: n // 2)
+        """The number of features that the body gives, d."""
+        rounded_up = self.down == "stride"
         height, width, _ = self.in_shape
         for _ in range(self.blocks):
-            height, width = halve(height), halve(width)
-        return self.filters * (1 if self.readout == "mean" else height * width)
+            height, width = (height + rounded_up) // 2, (width + rounded_up) // 2
+        return self.filters * (height * width if self.readout == "flatten" else min(1, height, width))
 
     def init(self, key: Key) -> Inner:
         *keys, last = jax.random.split(key, self.blocks + 1)
-        channels = (self.in_shape[2], *[self.filters] * self.blocks)
-        body = [_affine(k, (3, 3, *channels[i : i + 2]), "glorot-uniform") for i, k in enumerate(keys)]
-        body = [layer | {"weights": jnp.moveaxis(layer["weights"], -1, 0)} for layer in body]
-        if self.scale:
-            body = [layer | {"scale": jnp.ones(self.filters)} for layer in body]
-        return {"body": body, "head": _affine(last, (self.features, self.out_size), self.init_head)}
+        body = []
+        for channels, k in zip([self.in_shape[2]] + [self.filters] * (self.blocks - 1), keys, strict=True):
+            layer = _layer(k, (3, 3, channels, self.filters), "glorot-uniform")
+            layer["weights"] = jnp.moveaxis(layer["weights"], -1, 0)
+            body.append(layer | {"scale": jnp.ones(self.filters)} if self.scale else layer)
+        return {"body": body, "head": _layer(last, (self.features, self.out_size), self.init_head)}
 
     def body(self, params: Inner, inputs: Float[Array, "n h w c"]) -> Float[Array, "n d"]:
-        maps = inputs
+        maps, pooled = inputs, self.down == "max-pool"
         for layer in params:
-            maps = normalise(conv2d(layer["weights"], maps, stride=2 if self.down == "stride" else 1))
+            maps = normalise(conv2d(layer["weights"], maps, stride=1 if pooled else 2))
             maps = maps * layer["scale"] if self.scale else maps
             maps = maps + layer["bias"]
-            maps = jax.nn.relu(maps if self.down == "stride" else max_pool(maps))
+            maps = jax.nn.relu(max_pool(maps) if pooled else maps)
         return maps.mean((1, 2)) if self.readout == "mean" else maps.reshape(maps.shape[0], -1)
 
     def head(self, params: Inner, features: Float[Array, "n d"]) -> Float[Array, "n out"]:
-        return features @ params["weights"] + params["bias"]
+        return _affine(params, features)
 
 
 def conv2d(
     weights: Float[Array, "d kh kw c"], inputs: Float[Array, "n h w c"], stride: int
 ) -> Float[Array, "n h2 w2 d"]:
-    """Cross-correlation with zero padding to ceil(h / stride) x ceil(w / stride) (the "SAME" of TensorFlow).
+    """Cross-correlation with zero padding, of ceil(h / stride) x ceil(w / stride) pixels (TensorFlow's "SAME").
 
         out[n, i, j] = sum_{a, b} weights[:, a, b] @ inputs[n, stride i + a - top, stride j + b - left]
 
-    as one product of the patches, [n h2 w2, kh kw c], with the weights, [d, kh kw c]. It is linear in either argument
-    and made of slices and products only, so that any order of derivative, forward or reverse, is as well. With the
-    output channels leading, the products for the value, for the inputs' gradient and for the weights' gradient are
-    all of the kind that XLA's CPU library runs at full speed (`[kh kw c, d]` halves that of the last).
+    as one product of patches [n h2 w2, kh kw c] and weights [d, kh kw c]. It is linear in either argument and made
+    of slices and products only, and so are its derivatives of any order, forward and reverse. Why the output channels
+    lead and the product has two axes: the weights' gradient is then [d, n h2 w2] @ [n h2 w2, kh kw c], the product
+    that XLA's CPU library runs twice as fast as its transpose, and no patches are copied to transpose them.
     """
-    patches = _patches(inputs, *weights.shape[1:3], stride)
-    return jnp.einsum("nhwk,dk->nhwd", patches, weights.reshape(weights.shape[0], -1))
+    d, kh, kw, _ = weights.shape
+    patches = _patches(inputs, kh, kw, stride)
+    n, h2, w2, k = patches.shape
+    contract_last = (((1,), (1,)), ((), ()))
+    maps = jax.lax.dot_general(patches.reshape(-1, k), weights.reshape(d, k), contract_last)
+    return maps.reshape(n, h2, w2, d)
 
 
 def _patches(x: Float[Array, "n h w c"], kh: int, kw: int, s: int) -> Float[Array, "n h2 w2 k"]:
-    """Windows of kh x kw pixels, s apart. With s neighbouring columns as one wide pixel no slice has a stride, and
-    as many columns of a window as one wide pixel holds are copied at once."""
+    """The window of kh x kw pixels around every s-th pixel.
+
+    With s columns taken for one wide pixel of s c channels, no slice has a stride, and s columns are copied at once.
+    """
     n, h, w, c = x.shape
     h2, w2 = -(-h // s), -(-w // s)
     top, left = max(s * (h2 - 1) + kh - h, 0) // 2, max(s * (w2 - 1) + kw - w, 0) // 2
@@ -199,28 +227,48 @@ def _patches(x: Float[Array, "n h w c"], kh: int, kw: int, s: int) -> Float[Arra
     x = jnp.pad(x, ((0, 0), (top, tall * s - h - top), (left, wide * s - w - left), (0, 0)))
     x = x.reshape(n, tall, s, wide, s * c)
     rows = [x[:, a // s : a // s + h2, a % s] for a in range(kh)]
-    windows = [row[:, :, b // s : b // s + w2, : (kw - b) * c] for row in rows for b in range(0, kw, s)]
-    return jnp.concatenate(windows, -1)
+    return jnp.concatenate([r[:, :, b // s : b // s + w2, : (kw - b) * c] for r in rows for b in range(0, kw, s)], -1)
 
 
 def max_pool(maps: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c"]:
-    """The largest of every 2 x 2 square; an odd last row or column is left out."""
-    h, w = 2 * (maps.shape[1] // 2), 2 * (maps.shape[2] // 2)
-    top = jnp.maximum(maps[:, 0:h:2, 0:w:2], maps[:, 0:h:2, 1:w:2])
-    bottom = jnp.maximum(maps[:, 1:h:2, 0:w:2], maps[:, 1:h:2, 1:w:2])
-    return jnp.maximum(top, bottom)
+    """The largest of every 2 x 2 square; an odd last row or column is left out, and NaN is larger than any number.
+
+    The derivative is that of the first largest entry. (Not `reshape(...).max`, whose derivative under `jax.jit` is
+    wrong on CPU, nor `jnp.maximum`, whose derivative costs a division.)
+    """
+    n, h, w, c = maps.shape
+    squares = maps[:, : h // 2 * 2, : w // 2 * 2].reshape(n, h // 2, 2, w // 2, 2, c)
+    larger = lambda a, b: jnp.where((a >= b) | jnp.isnan(a), a, b)
+    top, bottom = (larger(squares[:, :, i, :, 0], squares[:, :, i, :, 1]) for i in (0, 1))
+    return larger(top, bottom)
 
 
 def normalise(x: Float[Array, "n *hw c"], eps: float = 1e-3) -> Float[Array, "n *hw c"]:
-    """Batch normalisation by the batch's own statistics, without scale or shift: (x - mean) / sqrt(var + eps).
+    """Batch normalisation by the batch's own statistics, with neither factor nor shift: (x - mean) / sqrt(var + eps).
 
-    Mean and (biased) variance are per channel, over all other axes. eps as in Finn et al.'s code. Smooth everywhere:
-    a constant input, or a single one, gives zeros.
+    Mean and (biased) variance are those of a channel over all other axes; eps is that of Finn et al.'s code. Smooth:
+    a constant batch, or one of a single number, gives zeros with finite derivatives.
     """
     axes = tuple(range(x.ndim - 1))
     centred = x - x.mean(axes)
     return centred * jax.lax.rsqrt(jnp.mean(centred**2, axes) + eps)
 
 
-def _affine(key: Key, shape: tuple[int, ...], init: str) -> dict[str, Array]:
+def _affine(params: Inner, features: Float[Array, "n d"]) -> Float[Array, "n out"]:
+    return features @ params["weights"] + params["bias"]
+
+
+def _layer(key: Key, shape: tuple[int, ...], init: str) -> dict[str, Array]:
+    """Weights [..., inputs, outputs] and a bias of zeros [outputs]."""
     return {"weights": _INITIALISERS[init](key, shape), "bias": jnp.zeros(shape[-1])}
+
+
+def _require_choice(name: str, given: str, allowed: Iterable[str]) -> None:
+    if given not in allowed:
+        raise InputError(f"{name} = {given!r}: one of {', '.join(allowed)} is wanted.{did_you_mean(given, allowed)}")
+
+
+def _require_positive(**sizes: int) -> None:
+    for name, size in sizes.items():
+        if size < 1:
+            raise InputError(f"{name} = {size}: at least 1 is wanted.")

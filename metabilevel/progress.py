@@ -2,13 +2,11 @@
 
 import sys
 from collections.abc import Iterable, Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
-
-T = TypeVar("T")
 
 
 class _Rate(ProgressColumn):
@@ -23,7 +21,9 @@ def bar(show: bool | None) -> Progress:
     return Progress(*columns, console=Console(stderr=True), disable=not visible, transient=True)
 
 
-def track(stages: Iterable[tuple[Any, dict[str, float] | None]], steps: int, *, show: bool | None) -> Iterator[Any]:
+def track(
+    stages: Iterable[tuple[Any, dict[str, float | int] | None]], steps: int, *, show: bool | None
+) -> Iterator[Any]:
     """Passes on the stages of `train`; the bar shows the step and the last reported loss."""
     with bar(show) as progress:
         task = progress.add_task("training", total=steps)

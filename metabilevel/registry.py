@@ -10,11 +10,12 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from .errors import PluginError, did_you_mean
-from .schema import options, positional
+from .schema import configure, options, positional
 
 METHODS, TASKS, REPRO, DATA = (f"metabilevel.{kind}" for kind in ("methods", "tasks", "repro", "data"))
 KINDS = {METHODS: "method", TASKS: "task family", REPRO: "reproduction", DATA: "data set"}
@@ -82,12 +83,12 @@ def load(group: str, name: str) -> Any:
 
 
 def load_method(name: str) -> Callable[..., Any]:
-    """The factory `(subject, *, options...) -> Method` of an installed method."""
+    """The factory `(subject, *, options...) -> Method` of an installed method; its options are checked when given."""
     return _factory(METHODS, name, 1, "one positional parameter, what the method is built on")
 
 
 def load_tasks(name: str) -> Callable[..., Any]:
-    """The factory `(*, options...) -> TaskDistribution` of an installed task family."""
+    """The factory `(*, options...) -> TaskDistribution` of an installed task family; options as in `load_method`."""
     return _factory(TASKS, name, 0, "no positional parameter")
 
 
@@ -102,7 +103,12 @@ def _factory(group: str, name: str, arity: int, wanted: str) -> Callable[..., An
             raise PluginError(f"it must have {wanted}, and it has {given}.")
     except PluginError as error:
         raise PluginError(f"The {KINDS[group]} {entry.name!r} of {entry}: {error}") from error
-    return factory
+
+    @wraps(factory)
+    def checked(*subject: Any, **given: Any) -> Any:
+        return factory(*subject, **configure(factory, given))
+
+    return checked
 
 
 def _import(group: str, entry: Entry) -> Any:

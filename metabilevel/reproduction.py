@@ -21,7 +21,7 @@ from .config import Environment
 from .errors import InputError, did_you_mean
 from .figures import Curve, Panel
 from .files import dumps
-from .findings import Measured, Published, Report, Row, Verdict
+from .findings import Measured, Published, Report, Row, Verdict, block
 from .laboratory import Lab, cores
 
 if TYPE_CHECKING:
@@ -163,7 +163,9 @@ class Reproduction:
     def _rows(self, measured: Mapping[str, Measured]) -> tuple[Row, ...]:
         published = {number.setting: number for number in self.published}
         settings = dict.fromkeys([*measured, *published])
-        return tuple(Row(setting, published.get(setting), measured.get(setting)) for setting in settings)
+        blocks = list(dict.fromkeys(map(block, settings)))
+        ordered = sorted(settings, key=lambda setting: blocks.index(block(setting)))
+        return tuple(Row(setting, published.get(setting), measured.get(setting)) for setting in ordered)
 
 
 def percent(interval: "Interval") -> "Interval":

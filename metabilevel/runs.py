@@ -51,9 +51,9 @@ class Run:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunError(f"The run directory {path} cannot be made: {error.strerror}.") from error
-        _require_unused(path)
+        require_unused(path)
         with _locked(path) as lock:
-            _require_unused(path)
+            require_unused(path)
             sweep(path)
             write_json(path / CONFIG, asdict(config))
             return cls(path, cls.open(path).config, lock)
@@ -99,11 +99,11 @@ class Run:
         self._require_lock()
         journal.append(self.path / METRICS, row)
 
-    def save(self, step: int, tree: Any) -> None:
+    def save(self, step: int, tree: Any) -> Path:
         """A checkpoint of `tree`, which marks how far the metrics are."""
         self._require_lock()
         metadata = {"config": digest(self.config), "metrics_end": journal.mark(self.path / METRICS)}
-        checkpoint.save(self.path / CHECKPOINTS, step, tree, metadata)
+        return checkpoint.save(self.path / CHECKPOINTS, step, tree, metadata)
 
     def restore(self, like: Any) -> Restored | None:
         """The newest intact checkpoint, None before the first. A run that was resumed drops the metrics after it.
@@ -166,8 +166,10 @@ def _locked(path: Path) -> Iterator[FileLock]:
         raise
 
 
-def _require_unused(path: Path) -> None:
-    held = sorted(item.name for item in path.iterdir() if item.name != LOCK and ".tmp." not in item.name)
+def require_unused(path: Path) -> None:
+    """Raises a `RunError` where `path` is a directory that holds a run or any other file."""
+    items = path.iterdir() if path.is_dir() else ()
+    held = sorted(item.name for item in items if item.name != LOCK and ".tmp." not in item.name)
     if CONFIG in held:
         raise RunError(f"{path} holds another run: resume that, or give another directory.")
     if held:

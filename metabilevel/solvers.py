@@ -8,7 +8,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from equinox import AbstractVar
 from jaxtyping import PyTree
 
 from .errors import InputError
@@ -54,9 +53,15 @@ class AbstractIterativeSolver(AbstractInnerSolver):
     solve is the beginning of a long one.
 
     A subclass gives `init(x, y) -> state` and `step(x, gradient_fn, y, state) -> (y, state)`.
+
+    **Raises:** `InputError` for a negative number of steps; zero give y = y0.
     """
 
-    steps: AbstractVar[int]
+    steps: int = eqx.field(static=True, kw_only=True)
+
+    def __check_init__(self):
+        if self.steps < 0:
+            raise InputError(f"steps = {self.steps}: the number of inner steps cannot be negative.")
 
     @abc.abstractmethod
     def init(self, x: Outer, y: Inner) -> PyTree:
@@ -101,19 +106,16 @@ class AbstractIterativeSolver(AbstractInnerSolver):
 
 
 class GradientDescent(AbstractIterativeSolver):
-    """`steps` updates of y by an optax transformation; `GradientDescent(optax.sgd(0.4), 5)` is MAML's inner loop.
+    """`steps` updates of y by an optax transformation; `GradientDescent(optax.sgd(0.4), steps=5)` is MAML's inner loop.
 
-    A negative step size is allowed, and zero steps give y = y0.
-
-    **Raises:** `InputError` for a negative number of steps.
+    A negative step size is allowed.
     """
 
     transformation: optax.GradientTransformation
-    steps: int = eqx.field(static=True, default=1)
 
-    def __check_init__(self):
-        if self.steps < 0:
-            raise InputError(f"steps = {self.steps}: the number of inner steps cannot be negative.")
+    def __init__(self, transformation: optax.GradientTransformation, steps: int):
+        self.transformation = transformation
+        self.steps = steps
 
     def init(self, x, y):
         return self.transformation.init(y)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import equinox as eqx
 import jax
@@ -18,7 +18,7 @@ from .progress import track
 from .tasks import TaskDistribution, sample_batch
 
 OnNonfinite: TypeAlias = Literal["raise", "mask"]
-Row: TypeAlias = dict[str, float]
+Row: TypeAlias = dict[str, float | int]
 
 BEFORE_STEP_0 = 2**32 - 1  # what is folded into the key for the initial state, where step i folds in i
 CHUNK_SECONDS = 1.0  # how long an interrupt may wait for compiled code to come back
@@ -54,7 +54,7 @@ def fit(
     meta_batch: int,
     every: int | None = None,
     task_chunk: int | None = None,
-    on_nonfinite: OnNonfinite = "raise",
+    on_nonfinite: str = "raise",
     progress: bool | None = None,
 ) -> tuple[Outer, list[Row]]:
     """Trains x by `steps` outer steps: direction of a fresh batch of `meta_batch` training tasks -> optax -> x.
@@ -83,7 +83,8 @@ def fit(
     return state.x, history
 
 
-def start(method: Method, tasks: TaskDistribution, optimizer: optax.GradientTransformation, key: Key, meta_batch: int) -> TrainState:
+@eqx.filter_jit
+def start(method: Method, tasks: TaskDistribution, optimizer: Any, key: Key, meta_batch: int) -> TrainState:
     """The state before the first step."""
     k_x, k_tasks, k_carry = jax.random.split(jax.random.fold_in(key, BEFORE_STEP_0), 3)
     x = canonical(method.init(k_x), "x")
@@ -103,7 +104,7 @@ def train(
     meta_batch: int,
     every: int,
     task_chunk: int | None = None,
-    on_nonfinite: OnNonfinite = "raise",
+    on_nonfinite: str = "raise",
     state: TrainState | None = None,
 ) -> Iterator[tuple[TrainState, Row | None]]:
     """`fit` as an iterator over (state, row): the first state, then one about every second, with a row at reports.
@@ -113,28 +114,29 @@ def train(
     for name, value, least in [("steps", steps, 0), ("meta_batch", meta_batch, 1), ("every", every, 1)]:
         if value < least:
             raise InputError(f"{name} = {value}: at least {least} is wanted.")
+    if on_nonfinite not in get_args(OnNonfinite):
+        raise InputError(f"on_nonfinite = {on_nonfinite!r}: 'raise' or 'mask' is wanted.")
     method = in_chunks(method, task_chunk)
-    state = start(method, tasks, optimizer, key, meta_batch) if state is None else state
-    loop, residual = _compiled(meta_batch)
+    now = start(method, tasks, optimizer, key, meta_batch) if state is None else state
     begun = time.perf_counter()
-    yield state, None
-    done, stage = int(state.step), 1
+    yield now, None
+    done, stage = int(now.step), 1
     while done < steps:
         report = min(steps, done - done % every + every)
         stop = min(report, done + stage)
-        before, tick = state, time.perf_counter()
-        state, finite = loop(method, tasks, optimizer, state, key, jnp.asarray(stop, state.step.dtype))
-        _check(before, state, bool(finite), on_nonfinite)
+        before, tick = now, time.perf_counter()
+        now, finite = _loop(method, tasks, optimizer, meta_batch, now, key, jnp.asarray(stop, now.step.dtype))
+        _check(before, now, bool(finite), on_nonfinite)
         seconds = time.perf_counter() - tick
         stage = max(1, int((stop - done) * min(4.0, CHUNK_SECONDS / seconds)))
         done, row = stop, None
         if done == report:
-            w = state.window
+            w = now.window
             row = {"step": done, **{k: float(v / w.counted) for k, v in w.sums.items()}, "failed": int(w.failed)}
-            row["inner_residual"] = float(residual(method, tasks, state, key))
+            row["inner_residual"] = float(_residual(method, tasks, meta_batch, now, key))
             row["seconds"] = time.perf_counter() - begun
-            state = eqx.tree_at(lambda s: s.window, state, _empty(w.sums))
-        yield state, row
+            now = eqx.tree_at(lambda s: s.window, now, _empty(w.sums))
+        yield now, row
 
 
 def outer_step(
@@ -149,28 +151,32 @@ def outer_step(
     return x, opt, carry, info
 
 
-def _compiled(meta_batch: int) -> Any:
-    def batch_at(tasks: TaskDistribution, key: Key, step: Any) -> tuple[Task, Key]:
-        k_tasks, k_estimate = jax.random.split(jax.random.fold_in(key, step))
-        return sample_batch(tasks, k_tasks, "train", meta_batch), k_estimate
+@eqx.filter_jit
+def _loop(
+    method: Method, tasks: TaskDistribution, optimizer: Any, meta_batch: int, state: TrainState, key: Key, stop: Array
+) -> tuple[TrainState, Array]:
+    """Walks to the step `stop`; and whether x is finite there."""
 
-    @eqx.filter_jit
-    def loop(method, tasks, optimizer, state, key, stop):
-        def one(i, s: TrainState) -> TrainState:
-            batch, k = batch_at(tasks, key, i)
-            x, opt, carry, info = outer_step(method, optimizer, s.x, s.optimizer, s.carry, batch, k)
-            return TrainState(x, opt, carry, i + 1, _add(s.window, info, i))
+    def one(i: Array, s: TrainState) -> TrainState:
+        batch, k = _batch(tasks, meta_batch, key, i)
+        x, opt, carry, info = outer_step(method, optimizer, s.x, s.optimizer, s.carry, batch, k)
+        return TrainState(x, opt, carry, i + 1, _add(s.window, info, i))
 
-        state = jax.lax.fori_loop(state.step, stop, one, state)
-        return state, all_finite(state.x)
+    state = jax.lax.fori_loop(state.step, stop, one, state)
+    return state, all_finite(state.x)
 
-    @eqx.filter_jit
-    def residual(method, tasks, state, key):
-        batch, k = batch_at(tasks, key, state.step)
-        info = method.estimator(state.x, batch, state.carry, k)[2]
-        return jnp.sqrt(finite_mean(info.certificate.inner_residual**2, info.finite))
 
-    return loop, residual
+@eqx.filter_jit
+def _residual(method: Method, tasks: TaskDistribution, meta_batch: int, state: TrainState, key: Key) -> Array:
+    """Root mean square over the next step's tasks of the inner residual; a report, hence not computed in the loop."""
+    batch, k = _batch(tasks, meta_batch, key, state.step)
+    residuals = method.estimator(state.x, batch, state.carry, k)[2].certificate.inner_residual
+    return jnp.sqrt(finite_mean(residuals**2, jnp.isfinite(residuals)))
+
+
+def _batch(tasks: TaskDistribution, meta_batch: int, key: Key, step: Array) -> tuple[Task, Key]:
+    k_tasks, k_estimate = jax.random.split(jax.random.fold_in(key, step))
+    return sample_batch(tasks, k_tasks, "train", meta_batch), k_estimate
 
 
 def _empty(sums: PyTree) -> Window:
@@ -190,13 +196,20 @@ def _add(w: Window, info: Info, step: Array) -> Window:
     )
 
 
-def _check(before: TrainState, after: TrainState, finite: bool, policy: OnNonfinite) -> None:
+def _check(before: TrainState, after: TrainState, finite: bool, policy: str) -> None:
     w, remedy = after.window, "Lower the inner or the outer learning rate"
     if int(w.first_empty) >= 0:
-        raise NonFiniteError(f"step {int(w.first_empty)}: no task of the batch has a finite loss and gradient. {remedy}.", before)
+        raise NonFiniteError(
+            f"step {int(w.first_empty)}: no task of the batch has a finite loss and gradient. {remedy}.", before
+        )
     if policy == "raise" and int(w.first_failed) >= 0:
         raise NonFiniteError(
             f"step {int(w.first_failed)}: a task's loss or gradient is not finite ({int(w.failed)} tasks up to step "
-            f"{int(after.step)}). {remedy}, or leave such tasks out (on_nonfinite='mask').", before)
+            f"{int(after.step)}). {remedy}, or leave such tasks out (on_nonfinite='mask').",
+            before,
+        )
     if not finite:
-        raise NonFiniteError(f"between steps {int(before.step)} and {int(after.step)} the outer update made x infinite or NaN. {remedy}.", before)
+        raise NonFiniteError(
+            f"between steps {int(before.step)} and {int(after.step)} the outer update made x infinite or NaN. {remedy}.",
+            before,
+        )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 import pytest
+
 from metabilevel.data import data_folder
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -25,7 +26,7 @@ def key() -> jax.Array:
     return jax.random.key(7)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def data_files() -> Callable[..., list[Path]]:
     """Files of a data set, by its name and theirs; the test is skipped where one is absent."""
 

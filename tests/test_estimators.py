@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from problems import assert_close
 
 import metabilevel as mb
-from problems import assert_close
 
 PROBLEM = mb.BilevelProblem(
     init=lambda x, task, key: jnp.zeros(2),

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from problems import assert_close, directional, dot, like, quadratic
 
 import metabilevel as mb
-from problems import assert_close, directional, dot, like, quadratic
 
 SOLVERS = {
     "sgd": mb.GradientDescent(optax.sgd(0.3), steps=7),

@@ -6,7 +6,7 @@ import metabilevel as mb
 
 
 def sign_maml(learner: mb.Learner, *, learning_rate: float = 0.01, steps: int = 1) -> mb.Method:
-    """MAML whose inner steps follow the sign of the gradient (Fan et al. 2021, "Sign-MAML").
+    """MAML whose inner steps follow the sign of the gradient (Fan, Ram & Liu 2021, arXiv:2109.07497).
 
         y <- y - learning_rate * sign(grad G(y)),   `steps` times, from y = x
 

@@ -21,5 +21,5 @@ def anil(learner: Learner, *, learning_rate: float = 0.1, steps: int = 5, first_
         inner_loss=lambda x, y, task, key: learner.fit({"body": x["body"], "head": y}, task.support),
         outer_loss=lambda x, y, task, key: learner.test({"body": x["body"], "head": y}, task.query, task.support),
     )
-    solver = GradientDescent(optax.sgd(learning_rate), steps)
+    solver = GradientDescent(optax.sgd(learning_rate), steps=steps)
     return Method(problem, learner.init, Nested(problem, solver, Unroll(first_order)), solver)

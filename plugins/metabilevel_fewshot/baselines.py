@@ -19,7 +19,9 @@ def union(learner: Learner, *, learning_rate: float = 0.01, steps: int = 10) -> 
     """
     problem = initialisation(learner)
     tuning = optax.sgd(learning_rate)
-    return Method(problem, learner.init, Nested(problem, GradientDescent(tuning, 0)), GradientDescent(tuning, steps))
+    return Method(
+        problem, learner.init, Nested(problem, GradientDescent(tuning, steps=0)), GradientDescent(tuning, steps=steps)
+    )
 
 
 def scratch(learner: Learner, *, learning_rate: float = 0.01, steps: int = 10) -> Method:
@@ -32,7 +34,7 @@ def scratch(learner: Learner, *, learning_rate: float = 0.01, steps: int = 10) -
     """
     judged = initialisation(learner)
     problem = BilevelProblem(lambda x, task, key: learner.init(key), judged.inner_loss, judged.outer_loss)
-    solver = GradientDescent(optax.sgd(learning_rate), steps)
+    solver = GradientDescent(optax.sgd(learning_rate), steps=steps)
     return Method(problem, lambda key: {}, Nested(problem, solver), solver)
 
 

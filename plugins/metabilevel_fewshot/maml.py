@@ -36,7 +36,7 @@ def maml(
     - `checkpoint`: `step` or `sqrt` stores less of a long inner path, at the price of time.
     """
     problem = initialisation(learner)
-    solver = GradientDescent(optax.sgd(learning_rate), steps)
+    solver = GradientDescent(optax.sgd(learning_rate), steps=steps)
     adjoint = Unroll(first_order, checkpoint, mixed_mode)
     return Method(problem, learner.init, Nested(problem, solver, adjoint), solver)
 

@@ -42,7 +42,7 @@ def reptile(
             raise InputError(f"{name} = {value}: at least one example is wanted.")
     judged = initialisation(learner)
     inner = {"sgd": optax.sgd, "adam": lambda rate: optax.adam(rate, b1=0.0)}[optimizer]
-    solver = GradientDescent(inner(learning_rate), steps)
+    solver = GradientDescent(inner(learning_rate), steps=steps)
 
     def minibatch_loss(x, y, task, key):
         return learner.fit(y, minibatch(everything(task), key, batch))

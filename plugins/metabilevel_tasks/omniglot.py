@@ -1,5 +1,6 @@
 """Few-shot classification of Omniglot characters (Vinyals et al. 2016; Finn et al. 2017; Nichol et al. 2018)."""
 
+import math
 import random
 from typing import Literal
 
@@ -9,9 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, UInt8
 
-from metabilevel import MLP, ConvNet, Data, Episode, InputError, Learner, TaskDistribution, classification
-from metabilevel.data import load
-from metabilevel.schema import configure
+from metabilevel import MLP, ConvNet, Data, Episode, InputError, Learner, TaskDistribution, classification, data
 
 from .omniglot_data import CHARACTERS, DRAWINGS, OMNIGLOT, SIDE, quarter_turns
 
@@ -40,7 +39,7 @@ class Omniglot(TaskDistribution):
         turns = len(self.bits) if split in self.rotated else 1
         turn = jax.random.randint(k_turn, (self.ways,), 0, turns)
         bits = self.bits[turn[:, None], character[:, None], drawing]
-        images = jnp.unpackbits(bits, axis=-1, count=SIDE * SIDE).astype(float).reshape(*drawing.shape, SIDE, SIDE, 1)
+        images = jnp.unpackbits(bits, axis=-1, count=math.prod(_SHAPE)).astype(float).reshape(*drawing.shape, *_SHAPE)
         return Episode(_labelled(images[:, :shots]), _labelled(images[:, shots:]))
 
 
@@ -81,6 +80,17 @@ def vinyals() -> dict[str, np.ndarray]:
     return {"train": np.setdiff1d(np.arange(1200), valid), "valid": valid, "test": np.arange(1200, CHARACTERS)}
 
 
+_SHAPE = (SIDE, SIDE, 1)
+_SPLITS = {"finn": finn, "vinyals": vinyals}
+_ROTATED = {"always": ("train", "valid", "test"), "train": ("train",), "never": ()}
+_NETWORKS = {
+    "conv": lambda ways, filters: ConvNet(_SHAPE, ways, filters),
+    "conv-flatten": lambda ways, filters: ConvNet(_SHAPE, ways, filters, readout="flatten", scale=True),
+    "conv-max-pool": lambda ways, filters: ConvNet(_SHAPE, ways, filters, down="max-pool", readout="flatten"),
+    "mlp": lambda ways, filters: MLP(math.prod(_SHAPE), (256, 128, 64, 64), ways, batch_norm=True),
+}
+
+
 def omniglot(
     *,
     ways: int = 5,
@@ -112,7 +122,10 @@ def omniglot(
 
     **Raises:** `InputError` for counts that the data do not have, `DataError` where the data cannot be had.
     """
-    configure(omniglot, locals())
+    chosen = {"split": (split, _SPLITS), "rotate": (rotate, _ROTATED), "network": (network, _NETWORKS)}
+    for name, (value, allowed) in chosen.items():
+        if value not in allowed:
+            raise InputError(f"{name} = {value!r}: one of {', '.join(allowed)} is wanted.")
     train_shots, queries = shots if train_shots is None else train_shots, shots if queries is None else queries
     counts = {"ways": ways, "shots": shots, "train_shots": train_shots, "queries": queries, "filters": filters}
     for name, count in counts.items():
@@ -121,27 +134,15 @@ def omniglot(
     if max(shots, train_shots) + queries > DRAWINGS:
         name, count = max(("shots", shots), ("train_shots", train_shots), key=lambda pair: pair[1])
         raise InputError(f"{name} = {count} and queries = {queries}: a character has {DRAWINGS} drawings in all.")
-    characters = {"finn": finn, "vinyals": vinyals}[split]()
+    characters = _SPLITS[split]()
     sizes = {name: len(members) for name, members in characters.items()}
     if ways > min(sizes.values()):
         named = ", ".join(f"{name} {size}" for name, size in sizes.items())
         raise InputError(
             f"ways = {ways}: at most {min(sizes.values())} with split = {split}, which has {named} characters."
         )
-    learner = classification(_network(network, ways, filters), transductive=transductive)
+    learner = classification(_NETWORKS[network](ways, filters), transductive=transductive)
     members = {name: jnp.asarray(numbers, jnp.int32) for name, numbers in characters.items()}
-    rotated = {"always": ("train", "valid", "test"), "train": ("train",), "never": ()}[rotate]
-    bits = quarter_turns(load(OMNIGLOT)["bits"], 4 if rotated else 1)
+    rotated = _ROTATED[rotate]
+    bits = quarter_turns(data.load(OMNIGLOT)["bits"], 4 if rotated else 1)
     return Omniglot(learner, jnp.asarray(bits), members, ways, shots, train_shots, queries, rotated)
-
-
-def _network(name, ways, filters):
-    shape = (SIDE, SIDE, 1)
-    match name:
-        case "conv":
-            return ConvNet(shape, ways, filters)
-        case "conv-flatten":
-            return ConvNet(shape, ways, filters, readout="flatten", scale=True)
-        case "conv-max-pool":
-            return ConvNet(shape, ways, filters, down="max-pool", readout="flatten")
-    return MLP(SIDE * SIDE, (256, 128, 64, 64), ways, batch_norm=True)

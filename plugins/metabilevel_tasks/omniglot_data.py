@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from metabilevel.data import DataError, DataSet, RemoteFile
+from metabilevel import data
 
 CHARACTERS, DRAWINGS, SIDE, ORIGINAL_SIDE = 1623, 20, 28, 105
 _MEMBER = re.compile(r"[^/]+/[^/]+/character\d\d/(\d{4})_(\d\d)\.png")  # archive/alphabet/characterNN/ID_DRAWING.png
@@ -41,7 +41,7 @@ def drawings(archive: Path) -> Iterator[tuple[int, int, np.ndarray]]:
                 if match := _MEMBER.fullmatch(member := info.filename):
                     yield int(match[1]) - 1, int(match[2]) - 1, _decoded(opened, info)
     except _BROKEN as error:
-        raise DataError(f"{archive} is not an archive of Omniglot drawings: {member} {error}") from error
+        raise data.DataError(f"{archive} is not an archive of Omniglot drawings: {member} {error}") from error
 
 
 def _decoded(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
@@ -72,12 +72,12 @@ def pack(archives: tuple[Path, ...]) -> dict[str, np.ndarray]:
     for archive in archives:
         for character, drawing, image in drawings(archive):
             if not (0 <= character < CHARACTERS and 0 <= drawing < DRAWINGS):
-                raise DataError(f"{archive} has a drawing {drawing + 1} of a character {character + 1}.")
+                raise data.DataError(f"{archive} has a drawing {drawing + 1} of a character {character + 1}.")
             bits[character, drawing] = np.packbits(shrink(image))
             found[character, drawing] = True
     if not found.all():
         names = " and ".join(archive.name for archive in archives)
-        raise DataError(f"{names} have {found.sum():,} of the {found.size:,} drawings of Omniglot.")
+        raise data.DataError(f"{names} have {found.sum():,} of the {found.size:,} drawings of Omniglot.")
     return {"bits": bits}
 
 
@@ -90,10 +90,10 @@ def quarter_turns(bits: np.ndarray, turns: int) -> np.ndarray:
 
 _ADDRESS = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python"
 
-OMNIGLOT = DataSet(
+OMNIGLOT = data.DataSet(
     name="omniglot",
     files=tuple(
-        RemoteFile(name, f"{_ADDRESS}/{name}", f"md5:{md5}")
+        data.RemoteFile(name, f"{_ADDRESS}/{name}", f"md5:{md5}")
         for name, md5 in {
             "images_background.zip": "68d2efa1b9178cc56df9314c21c6e718",
             "images_evaluation.zip": "6b91aef0f799c5bb55b94e3f2daec811",

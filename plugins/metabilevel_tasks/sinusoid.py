@@ -57,7 +57,6 @@ def sinusoid(
         raise InputError(f"shots = {shots}, queries = {queries}: at least one point of each is wanted.")
     if not min_amplitude <= max_amplitude:
         raise InputError(f"min_amplitude = {min_amplitude} is above max_amplitude = {max_amplitude}.")
-    activation, width = {"relu-40-40": ("relu", 40), "tanh-64-64": ("tanh", 64)}[network]
-    truth = lambda task, x: task.truth["amplitude"] * jnp.sin(x - task.truth["phase"])
-    learner = regression(MLP(1, (width, width), 1, activation, init), oracle=truth)
+    net = MLP(1, (40, 40), 1, "relu", init) if network == "relu-40-40" else MLP(1, (64, 64), 1, "tanh", init)
+    learner = regression(net, oracle=lambda task, x: task.truth["amplitude"] * jnp.sin(x - task.truth["phase"]))
     return Sinusoid(learner, shots, queries, (min_amplitude, max_amplitude), max_phase, grid)

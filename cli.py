@@ -1,0 +1,3 @@
+from metabilevel.cli import main
+
+main()

@@ -1,0 +1,83 @@
+"""The command line. Every command lives in a module of its own, which is imported when the command is used."""
+
+import os
+import sys
+import traceback
+import warnings
+from typing import Any, NoReturn
+
+import click
+
+from . import __version__
+from .commands.group import Failure, LazyGroup
+from .errors import ComputationError, InputError
+
+DEBUG = "METABILEVEL_DEBUG"
+COMMANDS = {
+    "list": ("listing", "Installed methods, task families and reproductions."),
+    "run": ("run", "Train a method on tasks, in a run directory."),
+    "evaluate": ("evaluate", "Judge a run on fresh tasks."),
+    "repro": ("repro", "Reproductions of papers: list, show, run."),
+    "data": ("data", "Data sets: list, fetch, verify."),
+}
+EPILOG = f"""
+Exit status: 0 done, 1 the computation failed, 2 wrong input, 130 interrupted (143 by SIGTERM).
+{DEBUG}=1 shows the traceback behind an error.
+"""
+
+
+class Cli(LazyGroup):
+    """Turns what went wrong into one line and an exit status."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except InputError as error:
+            raise Failure(error, 2) from error
+        except ComputationError as error:
+            raise Failure(error, 1) from error
+        except KeyboardInterrupt as error:
+            raise Failure(str(error) or "Interrupted.", 128 + getattr(error, "signum", 2)) from error
+
+
+@click.command(
+    cls=Cli,
+    lazy=COMMANDS,
+    epilog=EPILOG,
+    context_settings={"token_normalize_func": lambda name: name.replace("_", "-"), "max_content_width": 100},
+)
+@click.version_option(__version__, prog_name="metabilevel")
+def cli() -> None:
+    """Meta-learning and bilevel optimisation: every method an outer objective over an inner solver."""
+
+
+def main() -> NoReturn:
+    """The program `metabilevel`."""
+    warnings.showwarning = _warn
+    sys.exit(_status(sys.argv[1:]))
+
+
+def _status(arguments: list[str]) -> int:
+    """Runs a command; a failure is one line on standard error and, with --json, a document on standard output."""
+    try:
+        return cli.main(arguments, "metabilevel", standalone_mode=False) or 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return error.exit_code
+    except click.ClickException as error:
+        message, status = " ".join(error.format_message().split()), error.exit_code
+        if os.environ.get(DEBUG):
+            traceback.print_exception(error)
+        click.echo(f"Error: {message}", err=True)
+    except Exception as error:
+        message, status = f"{type(error).__name__}: {error}", 1
+        traceback.print_exc()
+    if "--json" in arguments:
+        from .files import dumps
+
+        click.echo(dumps({"error": message, "status": status}))
+    return status
+
+
+def _warn(message: Warning | str, category: type[Warning], *_: Any) -> None:
+    click.echo(f"Warning: {' '.join(str(message).split())}", err=True)

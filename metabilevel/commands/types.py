@@ -1,0 +1,103 @@
+"""Types of options, whose errors say what is allowed."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import click
+
+from ..registry import find
+from ..schema import Option
+
+
+class Count(click.ParamType):
+    """An integer of `least` or more."""
+
+    name = "integer"
+
+    def __init__(self, least: int, most: int | None = None):
+        self.least = least
+        self.most = most
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            number = int(value)
+        except ValueError:
+            number = None
+        if number is None or number < self.least or (self.most is not None and number > self.most):
+            limits = f"of {self.least} or more" if self.most is None else f"from {self.least} to {self.most}"
+            self.fail(f"{value!r} is not an integer {limits}.", param, ctx)
+        return number
+
+
+class Positive(click.ParamType):
+    """A finite number above 0."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not 0 < number < math.inf:
+            self.fail(f"{value!r} is not a number above 0.", param, ctx)
+        return number
+
+
+class Counts(click.ParamType):
+    """Integers of 0 or more with commas between them."""
+
+    name = "list"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
+        if isinstance(value, list):
+            return value
+        parts = [part.strip() for part in value.split(",")]
+        if not all(part.isdecimal() and part.isascii() for part in parts):
+            self.fail(f"{value!r} is not a list of integers of 0 or more, such as 0,1,5,10.", param, ctx)
+        return [int(part) for part in parts]
+
+
+class Assignment(click.ParamType):
+    """NAME=VALUE, as a pair of texts."""
+
+    name = "name=value"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        if isinstance(value, tuple):
+            return value
+        name, equals, text = value.partition("=")
+        if not (name.strip() and equals):
+            self.fail(f"{value!r} is not of the form NAME=VALUE, such as shots=5.", param, ctx)
+        return name.strip(), text
+
+
+class PluginName(click.ParamType):
+    """The name of an installed plugin of `group`, as its entry; the plugin is not imported."""
+
+    name = "name"
+
+    def __init__(self, group: str):
+        self.group = group
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return find(self.group, value) if isinstance(value, str) else value
+
+
+class PluginValue(click.ParamType):
+    """A value of a plugin's option, which is called `flag` here."""
+
+    def __init__(self, option: Option, flag: str):
+        self.option = replace(option, name=flag)
+        self.name = _metavar(option)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return self.option.convert(value)
+
+
+def _metavar(option: Option) -> str:
+    choices = [*option.choices, *(["true", "false"] if option.type is bool else [])]
+    if choices:
+        return f"[{'|'.join(map(str, [*choices, *(['none'] if option.optional else [])]))}]"
+    return {int: "integer", float: "number", str: "text"}[option.type]

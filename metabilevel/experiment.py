@@ -1,0 +1,186 @@
+"""A run as its configuration describes it: built, trained in its directory, judged."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import equinox as eqx
+import jax
+import optax
+
+from .config import Config, Plugin
+from .errors import ComputationError, InputError, NonFiniteError, PluginError
+from .evaluation import as_rows, evaluate
+from .interrupts import Interrupted, Interrupts
+from .judgement import Judgement
+from .learner import Learner
+from .method import Method
+from .problem import Key, Outer
+from .progress import track
+from .registry import KINDS, METHODS, TASKS, find, load_method, load_tasks
+from .runs import Run
+from .solvers import AbstractIterativeSolver
+from .tasks import Split, TaskDistribution
+from .training import TrainState, start, train
+
+OPTIMIZERS: dict[str, Callable[[float], optax.GradientTransformation]] = {
+    "adam": optax.adam,
+    "adamw": optax.adamw,
+    "momentum": lambda rate: optax.sgd(rate, momentum=0.9),
+    "rmsprop": optax.rmsprop,
+    "sgd": optax.sgd,
+}
+EPISODES = 600  # of a judgement, where nothing else is asked for
+JUDGED = 2**32 - 2  # what is folded into a judgement's key, where step i of the training folds in i
+SAVING = 0.05  # the share of the time that goes to checkpoints, at most
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What a configuration stands for. The key of the training is `jax.random.key(config.seed)`."""
+
+    config: Config
+    method: Method
+    tasks: TaskDistribution
+    optimizer: optax.GradientTransformation
+
+    @classmethod
+    def build(cls, config: Config) -> "Experiment":
+        """Tasks, method and outer optimizer, traced once to see that they fit; nothing is compiled.
+
+        **Raises:** `InputError` for options that are not allowed; `ComputationError` that names the plugin where its
+        factory fails otherwise.
+        """
+        if config.optimizer not in OPTIMIZERS:
+            raise InputError(f"optimizer = {config.optimizer!r}: one of {', '.join(OPTIMIZERS)}.")
+        tasks = _made(TASKS, config.tasks, load_tasks, TaskDistribution)
+        method = _made(METHODS, config.method, load_method, Method, tasks.subject)
+        built = cls(config, method, tasks, OPTIMIZERS[config.optimizer](config.learning_rate))
+        eqx.filter_eval_shape(start, *built._beginning())
+        return built
+
+    @property
+    def protocol(self) -> str | None:
+        """How the queries were normalised, where the tasks are for a learner."""
+        return self.tasks.subject.protocol if isinstance(self.tasks.subject, Learner) else None
+
+    def start(self) -> TrainState:
+        """The state before the first step."""
+        return start(*self._beginning())
+
+    def train(self, run: Run, interrupts: Interrupts, *, progress: bool | None = None) -> TrainState:
+        """Trains in the directory of `run`, from its newest checkpoint to the last step.
+
+        The first state is saved, then one as often as `SAVING` allows, and the last one. A signal is granted when
+        the compiled step comes back.
+
+        **Raises:** `Interrupted` after saving; `NonFiniteError` that names the last good checkpoint.
+        """
+        config, state = self.config, self.start()
+        found = run.restore(state)
+        stages = train(
+            self.method,
+            self.tasks,
+            self.optimizer,
+            key=jax.random.key(config.seed),
+            steps=config.steps,
+            meta_batch=config.meta_batch,
+            state=found.tree if found else state,
+            **{**config.options, "every": config.options["every"] or max(1, config.steps // 20)},
+        )
+        pause = 0.0
+        saved = time.perf_counter()
+        try:
+            with _memory_errors(), interrupts.held():
+                for state, row in track(stages, config.steps, show=progress):
+                    step = int(state.step)
+                    if row:
+                        run.append({name: value for name, value in row.items() if name != "seconds"})
+                    if step == config.steps or interrupts.asked or time.perf_counter() - saved >= pause:
+                        begun = time.perf_counter()
+                        run.save(step, state)
+                        saved = time.perf_counter()
+                        pause = (saved - begun) / SAVING
+                    if interrupts.asked:
+                        raise Interrupted(interrupts.asked, f"Interrupted at step {step} of {config.steps}.")
+        except NonFiniteError as error:
+            if not isinstance(error.state, TrainState):
+                raise
+            path = run.save(int(error.state.step), error.state)
+            message = str(error).replace("on_nonfinite='mask'", "--on-nonfinite mask, in another directory")
+            raise NonFiniteError(f"{message} The last good checkpoint is {path}.", error.state) from error
+        return state
+
+    def judge(
+        self,
+        x: Outer,
+        step: int,
+        *,
+        seed: int,
+        split: Split = "test",
+        episodes: int = EPISODES,
+        steps: Sequence[int] | None = None,
+        task_chunk: int | None = None,
+        progress: bool | None = None,
+    ) -> Judgement:
+        """x, as it was after the outer step `step`, on fresh tasks.
+
+        `steps` None means none and the method's own number of inner steps, where its solver takes steps.
+        """
+        solver = self.method.solver
+        if steps is None and isinstance(solver, AbstractIterativeSolver):
+            steps = [0, solver.steps]
+        with _memory_errors():
+            scores = evaluate(
+                self.method,
+                x,
+                self.tasks,
+                key=jax.random.fold_in(jax.random.key(seed), JUDGED),
+                split=split,
+                episodes=episodes,
+                steps=steps,
+                task_chunk=task_chunk or self.config.options.get("task_chunk"),
+                progress=progress,
+            )
+        return Judgement(step, split, episodes, seed, self.protocol, as_rows(scores))
+
+    def _beginning(self) -> tuple[Method, TaskDistribution, Any, Key, int]:
+        return self.method, self.tasks, self.optimizer, jax.random.key(self.config.seed), self.config.meta_batch
+
+
+def _made(group: str, plugin: Plugin, load: Callable[[str], Callable[..., Any]], kind: type, *subject: Any) -> Any:
+    """What the factory of `plugin` makes."""
+    name = f"{plugin.distribution}:{plugin.name}"
+    factory = load(name)
+    try:
+        made = factory(*subject, **plugin.options)
+    except (InputError, ComputationError):
+        raise
+    except Exception as error:
+        raise ComputationError(
+            f"The {KINDS[group]} {_whose(group, name)} failed: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(made, kind):
+        raise PluginError(
+            f"The {KINDS[group]} {_whose(group, name)} gives a {type(made).__name__}, and no {kind.__name__}."
+        )
+    return made
+
+
+def _whose(group: str, name: str) -> str:
+    entry = find(group, name)
+    return f"{entry.name!r} of {entry}"
+
+
+@contextmanager
+def _memory_errors() -> Iterator[None]:
+    """Says what to do where the memory does not suffice."""
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, MemoryError) as error:
+        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        reason = str(error).partition("\n")[0] or "out of memory"
+        raise ComputationError(f"{reason}. Compute fewer tasks at once, as with --task-chunk 1.") from error

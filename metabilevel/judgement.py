@@ -1,0 +1,36 @@
+"""What became of x: scores on fresh tasks, with all that is needed to read them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table
+
+from .evaluation import Interval
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Scores of x after the outer step `step`; `rows` are those of `evaluation.as_rows`."""
+
+    step: int
+    split: str
+    episodes: int
+    seed: int
+    protocol: str | None
+    rows: list[dict[str, Any]]
+
+    def table(self, title: str) -> Table:
+        """A row for each number of inner steps, a column for each metric, and the protocol beside them."""
+        caption = f"means and 95% confidence intervals over {self.episodes} {self.split} episodes, at step {self.step}"
+        table = Table(title=title, caption=caption)
+        cells = {
+            (row["steps"], row["metric"]): Interval(row["mean"], row["ci95"], row["episodes"]) for row in self.rows
+        }
+        every_steps, metrics = (list(dict.fromkeys(values)) for values in zip(*cells, strict=True))
+        for heading in ("inner steps", *metrics):
+            table.add_column(heading, justify="right")
+        table.add_column("protocol")
+        for steps in every_steps:
+            scores = [str(cells[steps, metric]) for metric in metrics]
+            table.add_row("-" if steps is None else str(steps), *scores, self.protocol or "-")
+        return table

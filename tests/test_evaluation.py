@@ -1,0 +1,69 @@
+"""Scores on fresh tasks, with intervals."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import metabilevel as mb
+from metabilevel.evaluation import interval
+
+
+def setting(**options):
+    tasks = mb.load_tasks("sinusoid")(shots=5, queries=5)
+    method = mb.load_method("maml")(tasks.subject, learning_rate=0.02, **options)
+    return method, method.init(jax.random.key(0)), tasks
+
+
+def test_each_number_of_steps_is_what_a_method_with_that_many_gives(x64, key):
+    method, _, tasks = setting()
+    x = method.init(key)
+    curve = mb.evaluate(method, x, tasks, key=key, episodes=60, steps=[3, 0, 1])
+    assert list(curve) == [0, 1, 3]
+    for steps in curve:
+        alone = mb.evaluate(setting(steps=steps)[0], x, tasks, key=key, episodes=60)
+        np.testing.assert_allclose(curve[steps]["loss"], alone[None]["loss"], rtol=1e-12)
+
+
+def test_the_interval_is_that_of_the_mean():
+    values = np.random.default_rng(0).normal(3.0, 2.0, 10_000)
+    mean, ci95, episodes = interval(values)
+    assert episodes == 10_000
+    assert abs(mean - 3.0) < ci95
+    np.testing.assert_allclose(ci95, 1.96 * 2.0 / 100, rtol=0.05)
+    assert np.isnan(interval(values[:1]).ci95)
+
+
+def test_episodes_are_as_many_as_asked_for(key):
+    method, x, tasks = setting()
+    for episodes in (1, 50, 51):
+        assert mb.evaluate(method, x, tasks, key=key, episodes=episodes)[None]["loss"].episodes == episodes
+
+
+def test_an_episode_that_is_not_finite_shows(key):
+    method, x, tasks = setting()
+    x = jax.tree.map(lambda a: a.at[0].set(jnp.nan), x)
+    assert np.isnan(mb.evaluate(method, x, tasks, key=key, episodes=3)[None]["loss"].mean)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"episodes": 0}, "episodes = 0"),
+        ({"split": "dev"}, "split = 'dev': one of train, valid, test"),
+        ({"steps": [1, -1]}, r"steps = \[1, -1\]"),
+        ({"steps": []}, "numbers of inner steps"),
+    ],
+)
+def test_wrong_arguments_are_named(wrong, message, key):
+    method, x, tasks = setting()
+    with pytest.raises(mb.InputError, match=message):
+        mb.evaluate(method, x, tasks, key=key, **wrong)
+
+
+def test_a_solver_without_steps_cannot_be_asked_for_them(key):
+    tasks = mb.load_tasks("sinusoid")()
+    method = mb.load_method("oracle")(tasks.subject)
+    assert mb.evaluate(method, {}, tasks, key=key, episodes=5)[None]["loss"].mean < 1e-10
+    with pytest.raises(mb.InputError, match="ClosedForm takes no steps"):
+        mb.evaluate(method, {}, tasks, key=key, episodes=5, steps=[1])

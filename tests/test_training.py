@@ -1,0 +1,152 @@
+"""The outer loop: reproducible, compiled once, resumable at any step, and stopped by what is not finite."""
+
+import itertools
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import metabilevel as mb
+from metabilevel.training import train
+
+OPTIMIZER = optax.adam(1e-2)
+
+
+def sinusoid_maml(**options):
+    tasks = mb.load_tasks("sinusoid")(shots=5, queries=5)
+    return mb.load_method("maml")(tasks.subject, learning_rate=0.01, **options), tasks
+
+
+class Numbers(mb.TaskDistribution):
+    """Tasks are numbers; from `bad` on (by the size of the number drawn), they are NaN."""
+
+    subject: None = None
+    share: float = 0.0
+
+    def sample(self, key, split):
+        u = jax.random.uniform(key)
+        return jnp.where(u < self.share, jnp.nan, u)
+
+
+def number_method(init: float = 1.0, estimator=mb.Nested):
+    problem = mb.BilevelProblem(
+        lambda x, t, k: x, lambda x, y, t, k: (y - t) ** 2 / 2, lambda x, y, t, k: ((y - t) ** 2, {"y": y})
+    )
+    solver = mb.GradientDescent(optax.sgd(0.5), 1)
+    return mb.Method(problem, lambda key: jnp.log(init), estimator(problem, solver), solver)
+
+
+def test_fit_is_the_hand_written_loop(x64, key):
+    method, tasks = sinusoid_maml()
+    x, history = mb.fit(method, tasks, OPTIMIZER, key=key, steps=3, meta_batch=4, every=1)
+    assert [row["step"] for row in history] == [1, 2, 3]
+    p = method.init(jax.random.split(jax.random.fold_in(key, 2**32 - 1), 3)[0])
+    opt = OPTIMIZER.init(p)
+    for i in range(3):
+        k_tasks, _ = jax.random.split(jax.random.fold_in(key, i))
+        batch = mb.sample_batch(tasks, k_tasks, "train", 4)
+
+        def outer(p, batch=batch):
+            def one(task):
+                inner = lambda q: tasks.subject.fit(q, task.support)
+                q = jax.tree.map(lambda a, g: a - 0.01 * g, p, jax.grad(inner)(p))
+                return tasks.subject.fit(q, task.query)
+
+            return jnp.mean(jax.vmap(one)(batch))
+
+        loss, grad = jax.jit(jax.value_and_grad(outer))(p)
+        np.testing.assert_allclose(history[i]["loss"], loss, rtol=1e-10)
+        updates, opt = OPTIMIZER.update(grad, opt, p)
+        p = optax.apply_updates(p, updates)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-12), x, p)
+
+
+def test_the_loop_is_traced_once_whatever_the_stages(key):
+    traces = itertools.count()
+
+    class Counted(mb.AbstractEstimator):
+        inner: mb.Nested
+
+        def init(self, x, tasks, key):
+            return self.inner.init(x, tasks, key)
+
+        def __call__(self, x, tasks, carry, key):
+            next(traces)
+            return self.inner(x, tasks, carry, key)
+
+    method = number_method(0.02, lambda *a: Counted(mb.Nested(*a)))  # log(0.02) is weakly typed
+    mb.fit(method, Numbers(), OPTIMIZER, key=key, steps=500, meta_batch=3, every=77)
+    assert next(traces) == 3  # shapes at the start, the loop, the residual of the reports
+
+
+def test_where_a_run_is_cut_changes_no_bit(key):
+    method, tasks = sinusoid_maml()
+    go = lambda state=None: list(
+        train(method, tasks, OPTIMIZER, key=key, steps=50, meta_batch=3, every=20, state=state)
+    )
+    rows = lambda stages: [{k: v for k, v in row.items() if k != "seconds"} for _, row in stages if row]
+    whole = go()
+    cuts = [state for state, _ in whole]
+    assert any(int(state.step) % 20 for state in cuts[:-1])  # some lie within a report's window
+    for state in cuts:
+        resumed = go(state)
+        assert eqx.tree_equal(resumed[-1][0], whole[-1][0])
+        assert rows(resumed) == [row for row in rows(whole) if row["step"] > int(state.step)]
+
+
+def test_task_chunks_change_nothing_but_rounding(x64, key):
+    fit = lambda chunk: mb.fit(number_method(), Numbers(), OPTIMIZER, key=key, steps=4, meta_batch=5, task_chunk=chunk)[
+        0
+    ]
+    np.testing.assert_allclose([fit(1), fit(2)], fit(5), rtol=1e-12)
+
+
+def test_a_task_that_is_not_finite_stops_the_run_and_is_named(key):
+    with pytest.raises(mb.NonFiniteError, match=r"step \d+: a task's loss or gradient is not finite") as caught:
+        mb.fit(number_method(), Numbers(share=0.05), OPTIMIZER, key=key, steps=100, meta_batch=4)
+    step = int(str(caught.value).split()[1].rstrip(":"))
+    k_tasks = [jax.random.split(jax.random.fold_in(key, i))[0] for i in range(step + 1)]
+    bad = [bool(jnp.isnan(mb.sample_batch(Numbers(share=0.05), k, "train", 4)).any()) for k in k_tasks]
+    assert bad == [False] * step + [True]
+    assert int(caught.value.state.step) <= step
+    assert jnp.isfinite(caught.value.state.x)
+
+
+def test_masked_tasks_are_counted_and_left_out(key):
+    x, history = mb.fit(
+        number_method(), Numbers(share=0.05), OPTIMIZER, key=key, steps=100, meta_batch=8, on_nonfinite="mask"
+    )
+    assert 10 < sum(row["failed"] for row in history) < 80
+    assert jnp.isfinite(x)
+    assert all(np.isfinite(row["loss"]) for row in history)
+
+
+def test_a_batch_without_a_finite_task_stops_even_a_masking_run(key):
+    with pytest.raises(mb.NonFiniteError, match="no task of the batch"):
+        mb.fit(number_method(), Numbers(share=1.1), OPTIMIZER, key=key, steps=5, meta_batch=2, on_nonfinite="mask")
+
+
+def test_an_outer_update_that_overflows_stops_the_run(key):
+    with pytest.raises(mb.NonFiniteError, match="outer update made x infinite"):
+        mb.fit(
+            number_method(), Numbers(), optax.chain(optax.sgd(1e38), optax.scale(100.0)), key=key, steps=1, meta_batch=2
+        )
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"steps": -1}, "steps = -1"),
+        ({"meta_batch": 0}, "meta_batch = 0"),
+        ({"meta_batch": -4}, "meta_batch = -4"),
+        ({"every": -1}, "every = -1"),
+        ({"task_chunk": 0}, "task_chunk = 0"),
+        ({"on_nonfinite": "ignore"}, "on_nonfinite = 'ignore'"),
+    ],
+)
+def test_wrong_arguments_are_named(wrong, message, key):
+    with pytest.raises(mb.InputError, match=message):
+        mb.fit(number_method(), Numbers(), OPTIMIZER, key=key, **{"steps": 3, "meta_batch": 2, **wrong})
