@@ -1,10 +1,12 @@
 """The command of one method, `metabilevel run METHOD`."""
 
 import inspect
+import re
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,22 +25,151 @@ from ..schema import Option, configure, options
 from .output import json_option, note, show
 from .types import Assignment, Count, PluginName, PluginValue, Positive
 
-OWN = "method_"  # begins the parameters that are the method's
+OWN = "method_"  # begins the names of the parameters that are the method's
 PICTURE = "curves.png"
+COMMON = [
+    click.Option(["--tasks"], type=PluginName(TASKS), required=True, is_eager=True, help="The task family."),
+    click.Option(["--task-option"], type=Assignment(), multiple=True, help="An option of the tasks; repeatable."),
+    click.Option(["--steps"], type=Count(1), default=1000, show_default=True, help="Outer steps."),
+    click.Option(["--meta-batch"], type=Count(1), default=25, show_default=True, help="Tasks of an outer step."),
+    click.Option(["--outer-optimizer"], type=click.Choice(list(OPTIMIZERS)), default="adam", show_default=True),
+    click.Option(["--outer-learning-rate"], type=Positive(), default=0.001, show_default=True),
+    click.Option(["--seed"], type=Count(0, 2**32 - 1), default=0, show_default=True, help="Of all randomness."),
+    click.Option(["--every"], type=Count(1), help="Outer steps to a report. [default: a twentieth of all]"),
+    click.Option(
+        ["--on-nonfinite"],
+        type=click.Choice(["raise", "mask"]),
+        default="raise",
+        show_default=True,
+        help="Where the loss or the gradient of a task is not finite: stop, or leave the task out and count it.",
+    ),
+    click.Option(["--task-chunk"], type=Count(1), help="Tasks computed at once. [default: as the machine likes it]"),
+    click.Option(
+        ["--out"],
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help="The run directory. [default: runs/METHOD-TASKS-SEED]",
+    ),
+    click.Option(
+        ["--resume"], is_flag=True, help="Go on with the run in the directory; same options, or more --steps."
+    ),
+]
 
-_COMMON: list[Callable[[Callable[..., Any]], Callable[..., Any]]] = [
-    click.option("--tasks", type=PluginName(TASKS), required=True, is_eager=True, help="The task family."),
-    click.option("--task-option", type=Assignment(), multiple=True, help="An option of the tasks, as in shots=5; repeatable."),
-    click.option("--steps", type=Count(1), default=1000, show_default=True, help="Outer steps."),
-    click.option("--meta-batch", type=Count(1), default=25, show_default=True, help="Tasks of an outer step."),
-    click.option("--outer-optimizer", type=click.Choice(list(OPTIMIZERS)), default="adam", show_default=True, help="Of the outer steps."),
-    click.option("--outer-learning-rate", type=Positive(), default=0.001, show_default=True, help="Of the outer optimizer."),
-    click.option("--seed", type=Count(0, 2**32 - 1), default=0, show_default=True, help="All randomness."),
-    click.option("--every", type=Count(1), help="Outer steps from report to report. [default: a twentieth of all]"),
-    click.option("--on-nonfinite", type=click.Choice(["raise", "mask"]), default="raise", show_default=True,
-                 help="At a task whose loss or gradient is not finite: stop, or leave it out and count it."),
-    click.option("--task-chunk", type=Count(1), help="Tasks computed at once. [default: chosen for the machine]"),
-    click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="The run directory. [default: runs/METHOD-TASKS-SEED]"),
-    click.option("--resume", is_flag=True, help="Go on with the run in the directory, with the same options or more --steps."),
-    json_option,
-]  # fmt: skip
+
+class MethodCommand(click.Command):
+    """Shows the options of the method, of the run, and of the tasks where these are given before `--help`."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        own = [param for param in self.params if str(param.name).startswith(OWN)]
+        rest = [param for param in self.get_params(ctx) if param not in own]
+        for title, params in [(f"Options of {self.name}", own), ("Options of the run", rest)]:
+            if records := [record for param in params if (record := param.get_help_record(ctx))]:
+                with formatter.section(title):
+                    formatter.write_dl(records)
+        if isinstance(entry := ctx.params.get("tasks"), Entry):
+            with formatter.section(f"Options of {entry.name}, each as --task-option NAME=VALUE"):
+                known = options(load_tasks(entry.qualified))
+                formatter.write_dl([(name, f"{_help(option)} ({option.allowed})") for name, option in known.items()])
+
+
+def command_of(entry: Entry) -> click.Command:
+    """The command of an installed method, which is imported."""
+    factory = load_method(entry.qualified)
+    reserved = {flag for param in COMMON for flag in param.opts} | {"--json", "--help"}
+    own = [_own(option, reserved) for option in options(factory).values()]
+    about = _about(inspect.getdoc(factory) or "")
+    return json_option(MethodCommand(entry.name, params=[*own, *COMMON], callback=partial(_run, entry), help=about))
+
+
+def _own(option: Option, reserved: Iterable[str]) -> click.Option:
+    """A method's option. One that the run has too is called `--inner-...`."""
+    flag = f"--inner-{option.flag[2:]}" if option.flag in reserved else option.flag
+    bare = {"is_flag": False, "flag_value": "true"} if option.type is bool else {}
+    return click.Option(
+        [flag, f"{OWN}{option.name}"], type=PluginValue(option, flag), default=option.default, help=_help(option), **bare
+    )
+
+
+def _help(option: Option) -> str:
+    default = str(option.default).lower() if option.default is None or option.type is bool else option.default
+    return f"{option.help} [default: {default}]".strip()
+
+
+def _about(doc: str) -> str:
+    """A docstring without its sections; formulas, which are indented, are not wrapped."""
+    paragraphs = re.split(r"\n\s*\n", doc.partition("\n**")[0].strip())
+    return "\n\n".join(f"\b\n{each}" if each.startswith(" ") else each for each in paragraphs)
+
+
+def _run(
+    entry: Entry,
+    as_json: bool,
+    tasks: Entry,
+    task_option: tuple[tuple[str, str], ...],
+    out: Path | None,
+    resume: bool,
+    **given: Any,
+) -> None:
+    out = out or Path("runs", f"{entry.name}-{tasks.name}-{given['seed']}")
+    if not resume:
+        require_unused(out)
+    with Interrupts() as interrupts:
+        config = _config(entry, tasks, dict(task_option), given)
+        experiment = Experiment.build(config)
+        with Run.resume(out, config) if resume else Run.create(out, config) as run:
+            try:
+                summary = run.summary()
+                if summary is None:
+                    summary = _finish(run, experiment, interrupts, False if as_json else None)
+                else:
+                    note(f"The run in {out} is finished. Give more --steps to go on with it.")
+            except Interrupted as stop:
+                raise Interrupted(stop.signum, f"{stop} Resume with: {_again()}") from stop
+    show(as_json, {"run": str(out), **summary}, _table(config, summary), f"The run is in {out}")
+
+
+def _config(entry: Entry, tasks: Entry, task_options: Mapping[str, str], given: Mapping[str, Any]) -> Config:
+    try:
+        of_tasks = configure(load_tasks(tasks.qualified), task_options)
+    except OptionError as error:
+        raise click.BadParameter(str(error), param_hint="'--task-option'") from error
+    of_method = {name.removeprefix(OWN): value for name, value in given.items() if name.startswith(OWN)}
+    return Config(
+        command="run",
+        method=Plugin(entry.name, entry.distribution, entry.version, of_method),
+        tasks=Plugin(tasks.name, tasks.distribution, tasks.version, of_tasks),
+        seed=given["seed"],
+        steps=given["steps"],
+        meta_batch=given["meta_batch"],
+        optimizer=given["outer_optimizer"],
+        learning_rate=given["outer_learning_rate"],
+        options={name: given[name] for name in ("every", "on_nonfinite", "task_chunk")},
+        environment=Environment.current(),
+    )
+
+
+def _finish(run: Run, experiment: Experiment, interrupts: Interrupts, progress: bool | None) -> dict[str, Any]:
+    """Trains to the end, judges, and leaves the summary and the picture in the run directory."""
+    begun = time.perf_counter()
+    state = experiment.train(run, interrupts, progress=progress)
+    seconds = time.perf_counter() - begun
+    step, rows = int(state.step), run.metrics()
+    judgement = experiment.judge(state.x, step, seed=run.config.seed, episodes=EPISODES, progress=progress)
+    curves(run.path / PICTURE, _title(run.config), rows)
+    summary = {"step": step, "seconds": seconds, "metrics": rows[-1], "evaluation": asdict(judgement)}
+    run.finish(summary)
+    return summary
+
+
+def _table(config: Config, summary: Mapping[str, Any]) -> Any:
+    return Judgement(**summary["evaluation"]).table(_title(config))
+
+
+def _title(config: Config) -> str:
+    return f"{config.method.name} on {config.tasks.name}"
+
+
+def _again() -> str:
+    """This command with --resume."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--resume"]
+    return shlex.join(["metabilevel", *arguments, "--resume"])

@@ -81,7 +81,6 @@ def experiment(s: Settings, lab: Lab) -> Outcome:
         tasks = sinusoid(shots=shots, queries=shots, init=s.init)
         oracle = mb.load_method("oracle")(tasks.subject)
         tuned = _tuned_rate(trained["pretrained"], tasks, s, lab)
-        measured[f"{shots}-shot, pretrained, fine-tuning rate"] = tuned
         adapted, fine_tuned = (make["MAML"](tasks.subject, learning_rate=rate) for rate in (ALPHA, tuned))
         curves = []
         for name, x in trained.items():
@@ -90,6 +89,7 @@ def experiment(s: Settings, lab: Lab) -> Outcome:
             losses = {steps: metrics["loss"] for steps, metrics in found.items()}
             measured |= {setting(shots, name, steps): losses[steps] for steps in STEPS[shots]}
             curves.append(Curve(name, JUDGED, [i.mean for i in losses.values()], [i.ci95 for i in losses.values()]))
+        measured[f"{shots}-shot, pretrained, fine-tuning rate"] = tuned
         found = lab.evaluate(f"oracle: {shots} shots", oracle, {}, tasks, episodes=s.episodes)
         measured[f"{shots}-shot, oracle, any step"] = found[None]["loss"]
         published = [_published_curve(name, shots) for name in ("MAML", "pretrained")]

@@ -1,0 +1,34 @@
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+# Data sets: the folder that METABILEVEL_DATA names, else one that lies beside the clone, else the user cache.
+ifneq ($(wildcard ../shared/data),)
+export METABILEVEL_DATA ?= $(abspath ../shared/data)
+endif
+
+.PHONY: demo test lint benchmarks clean
+
+demo: $(VENV)/installed  ## MAML's sinusoid table and figure, with the numbers of the paper beside ours
+	$(BIN)/metabilevel repro run maml-sinusoid --scale small --out runs/demo
+
+test: $(VENV)/installed  ## every test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+benchmarks: $(VENV)/installed  ## speed and memory, side by side with the textbook, into benchmarks/results
+	$(BIN)/python benchmarks/conv_maml.py
+	$(BIN)/python benchmarks/sinusoid.py
+	$(BIN)/python benchmarks/unroll_memory.py
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .ruff_cache
+
+$(VENV)/installed: pyproject.toml .ci/constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint .ci/constraints.txt --editable '.[dev]'
+	touch $@

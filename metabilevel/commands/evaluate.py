@@ -1,0 +1,62 @@
+"""`metabilevel evaluate`."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+import jax
+
+from ..errors import InputError, RunError
+from ..experiment import EPISODES, Experiment
+from ..files import write_json
+from ..interrupts import Interrupts
+from ..registry import METHODS, TASKS, find
+from ..runs import Run
+from ..solvers import AbstractIterativeSolver
+from ..tasks import Split
+from .output import json_option, note, show
+from .types import Count, Counts
+
+
+@click.command("evaluate")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--split", type=click.Choice(get_args(Split)), default="test", show_default=True)
+@click.option("--episodes", type=Count(1), default=EPISODES, show_default=True, help="Fresh tasks to judge on.")
+@click.option("--inner-steps", type=Counts(), help="As 0,1,5,10. [default: 0 and the method's own number]")
+@click.option("--seed", type=Count(0, 2**32 - 1), help="Of the episodes. [default: the run's]")
+@click.option("--task-chunk", type=Count(1), help="Tasks computed at once. [default: as in the run]")
+@json_option
+def command(run: Path, seed: int | None, inner_steps: list[int] | None, as_json: bool, **given: Any) -> None:
+    """Judge a run on fresh tasks, after several numbers of inner steps.
+
+    RUN is a run directory. Its newest checkpoint is judged, and evaluation-SPLIT.json is written beside it.
+    """
+    with Interrupts():
+        opened = Run.open(run)
+        config = opened.config
+        jax.config.update("jax_enable_x64", config.environment.x64)
+        for group, plugin in [(METHODS, config.method), (TASKS, config.tasks)]:
+            entry = find(group, f"{plugin.distribution}:{plugin.name}")
+            if entry.version != plugin.version:
+                note(f"Warning: {plugin.name} was trained with {plugin.distribution} {plugin.version}; here is {entry.version}.")
+        experiment = Experiment.build(config)
+        solver = experiment.method.solver
+        if inner_steps is not None and not isinstance(solver, AbstractIterativeSolver):
+            raise InputError(f"--inner-steps: {plugin.name} has a solver that takes no steps, {type(solver).__name__}.")
+        found = opened.restore(experiment.start())
+        if found is None:
+            raise RunError(f"The run in {run} has no checkpoint yet.")
+        judgement = experiment.judge(
+            found.tree.x,
+            found.step,
+            seed=config.seed if seed is None else seed,
+            steps=inner_steps,
+            progress=False if as_json else None,
+            **given,
+        )
+    document = {"run": str(run), **asdict(judgement)}
+    path = run / f"evaluation-{judgement.split}.json"
+    write_json(path, document)
+    title = f"{config.method.name} on {config.tasks.name}"
+    show(as_json, document, judgement.table(title), f"Written to {path}")
