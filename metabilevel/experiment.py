@@ -156,8 +156,8 @@ def _made(group: str, plugin: Plugin, load: Callable[[str], Callable[..., Any]],
     factory = load(name)
     try:
         made = factory(*subject, **plugin.options)
-    except (InputError, ComputationError):
-        raise
+    except InputError as error:
+        raise InputError(f"{plugin.name}: {error}") from error
     except Exception as error:
         raise ComputationError(
             f"The {KINDS[group]} {_whose(group, name)} failed: {type(error).__name__}: {error}"

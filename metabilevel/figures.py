@@ -57,7 +57,7 @@ def draw(path: Path, title: str, panels: Sequence[Panel], columns: int = 3) -> N
         _draw_panel(axes, panel, colours)
         if not explained.issuperset(axes.get_legend_handles_labels()[1]):
             explained.update(axes.get_legend_handles_labels()[1])
-            axes.legend(fontsize=8, frameon=False)
+            axes.legend(fontsize=8, framealpha=0.85, edgecolor="none")
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=150)
     replace(path, picture.getvalue())

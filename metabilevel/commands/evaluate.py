@@ -39,11 +39,12 @@ def command(run: Path, seed: int | None, inner_steps: list[int] | None, as_json:
         for group, plugin in [(METHODS, config.method), (TASKS, config.tasks)]:
             entry = find(group, f"{plugin.distribution}:{plugin.name}")
             if entry.version != plugin.version:
-                note(f"Warning: {plugin.name} was trained with {plugin.distribution} {plugin.version}; here is {entry.version}.")
+                was = f"{plugin.distribution} {plugin.version}"
+                note(f"Warning: {plugin.name} was of {was} in the run, and is of {entry.version} now.")
         experiment = Experiment.build(config)
         solver = experiment.method.solver
         if inner_steps is not None and not isinstance(solver, AbstractIterativeSolver):
-            raise InputError(f"--inner-steps: {plugin.name} has a solver that takes no steps, {type(solver).__name__}.")
+            raise InputError(f"--inner-steps: the inner solver of {config.method.name} takes no steps.")
         found = opened.restore(experiment.start())
         if found is None:
             raise RunError(f"The run in {run} has no checkpoint yet.")

@@ -5,7 +5,8 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import click
 
 from ..config import Config, Environment, Plugin
-from ..errors import OptionError
+from ..errors import OptionError, RunError
 from ..experiment import EPISODES, OPTIMIZERS, Experiment
 from ..interrupts import Interrupted, Interrupts
 from ..judgement import Judgement
@@ -86,7 +87,11 @@ def _own(option: Option, reserved: Iterable[str]) -> click.Option:
     flag = f"--inner-{option.flag[2:]}" if option.flag in reserved else option.flag
     bare = {"is_flag": False, "flag_value": "true"} if option.type is bool else {}
     return click.Option(
-        [flag, f"{OWN}{option.name}"], type=PluginValue(option, flag), default=option.default, help=_help(option), **bare
+        [flag, f"{OWN}{option.name}"],
+        type=PluginValue(option, flag),
+        default=option.default,
+        help=_help(option),
+        **bare,
     )
 
 
@@ -112,11 +117,14 @@ def _run(
 ) -> None:
     out = out or Path("runs", f"{entry.name}-{tasks.name}-{given['seed']}")
     if not resume:
-        require_unused(out)
+        with _blaming("--out"):
+            require_unused(out)
     with Interrupts() as interrupts:
         config = _config(entry, tasks, dict(task_option), given)
         experiment = Experiment.build(config)
-        with Run.resume(out, config) if resume else Run.create(out, config) as run:
+        with _blaming("--resume" if resume else "--out"):
+            opened = Run.resume(out, config) if resume else Run.create(out, config)
+        with opened as run:
             try:
                 summary = run.summary()
                 if summary is None:
@@ -126,6 +134,15 @@ def _run(
             except Interrupted as stop:
                 raise Interrupted(stop.signum, f"{stop} Resume with: {_again()}") from stop
     show(as_json, {"run": str(out), **summary}, _table(config, summary), f"The run is in {out}")
+
+
+@contextmanager
+def _blaming(option: str) -> Iterator[None]:
+    """Names the option that a run directory was refused for."""
+    try:
+        yield
+    except RunError as error:
+        raise RunError(f"{option}: {error}") from error
 
 
 def _config(entry: Entry, tasks: Entry, task_options: Mapping[str, str], given: Mapping[str, Any]) -> Config:

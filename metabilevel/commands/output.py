@@ -20,14 +20,17 @@ def json_option(command: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help=text)(command)
 
 
-def show(as_json: bool, document: object, *tables: RenderableType) -> None:
-    """Prints `document` where JSON was asked for, or else `tables`, on standard output."""
+def show(as_json: bool, document: object, *parts: RenderableType) -> None:
+    """Prints `document` where JSON was asked for, or else `parts`, on standard output. A text is printed as it is."""
     if as_json:
         click.echo(dumps(document))
         return
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
-    for table in tables:
-        console.print(table)
+    for part in parts:
+        if isinstance(part, str):
+            click.echo(part)
+        else:
+            console.print(part)
 
 
 def note(message: str) -> None:

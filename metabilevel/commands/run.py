@@ -20,7 +20,9 @@ class Methods(Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if args and args[0].startswith("-") and args[0] not in ctx.help_option_names:
-            raise click.UsageError(f"{args[0]}: the method comes first, as in: {ctx.command_path} maml {args[0]} ...", ctx)
+            raise click.UsageError(
+                f"{args[0]}: the method comes first, as in: {ctx.command_path} maml {args[0]} ...", ctx
+            )
         return super().parse_args(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -90,14 +90,13 @@ class PluginValue(click.ParamType):
 
     def __init__(self, option: Option, flag: str):
         self.option = replace(option, name=flag)
-        self.name = _metavar(option)
+        self.name = option.type.__name__
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         return self.option.convert(value)
 
-
-def _metavar(option: Option) -> str:
-    choices = [*option.choices, *(["true", "false"] if option.type is bool else [])]
-    if choices:
-        return f"[{'|'.join(map(str, [*choices, *(['none'] if option.optional else [])]))}]"
-    return {int: "integer", float: "number", str: "text"}[option.type]
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        words = [*map(str, self.option.choices), *(["true", "false"] if self.option.type is bool else [])]
+        if words:
+            return f"[{'|'.join([*words, *(['none'] if self.option.optional else [])])}]"
+        return {int: "INTEGER", float: "NUMBER", str: "TEXT"}[self.option.type]

@@ -6,6 +6,8 @@ from typing import Any, Literal
 import metabilevel as mb
 from metabilevel.reproduction import Claim, Curve, Lab, Outcome, Panel, Published, Reproduction, Scale
 
+from .adaptation import unseen_task
+
 ALPHA = 0.01
 METHODS = {"MAML": "maml", "first-order MAML": "fomaml", "pretrained": "union"}
 STEPS = {5: (1, 5, 10), 10: (0, 1, 2, 9), 20: (1, 2, 9)}  # the inner steps that have a row, by shots
@@ -95,7 +97,10 @@ def experiment(s: Settings, lab: Lab) -> Outcome:
         published = [_published_curve(name, shots) for name in ("MAML", "pretrained")]
         title = f"K = {shots} points"
         panels.append(Panel(title, "gradient steps at test", "mean squared error", [*curves, *published], log="y"))
-    return Outcome(measured, [*panels, *_example(make["MAML"], trained, s, lab)])
+    example = sinusoid(shots=5, min_amplitude=3.0, grid=True, init=s.init)
+    method = make["MAML"](example.subject, learning_rate=ALPHA)
+    nets = {name: (method, x) for name, x in trained.items()}
+    return Outcome(measured, [*panels, *unseen_task(nets, example, lab.key(3), (0, 1, 10))])
 
 
 def _tuned_rate(x: Any, tasks: mb.TaskDistribution, s: Settings, lab: Lab) -> float:
@@ -114,35 +119,6 @@ def _tuned_rate(x: Any, tasks: mb.TaskDistribution, s: Settings, lab: Lab) -> fl
 def _published_curve(method: str, shots: int) -> Curve:
     points = {k: p.value for k in range(11) for p in PUBLISHED if p.setting == setting(shots, method, k)}
     return Curve(method, list(points), list(points.values()), style="paper")
-
-
-def _example(maml: Any, trained: dict[str, Any], s: Settings, lab: Lab) -> list[Panel]:
-    """One test task, as in the paper's Figure 2: what each net predicts before and after adapting to five points."""
-    import jax
-
-    tasks = mb.load_tasks("sinusoid")(shots=5, min_amplitude=3.0, grid=True, init=s.init)
-    key = lab.key(3)
-    task = tasks.sample(key, "test")
-
-    @jax.jit
-    def outputs(x: Any) -> list[Any]:
-        adapted = [maml(tasks.subject, learning_rate=ALPHA, steps=k).adapt(x, task, key) for k in (0, 1, 10)]
-        return [tasks.subject.predict(y, task.query.inputs)[:, 0] for y in adapted]
-
-    points = lambda data: (data.inputs[:, 0].tolist(), data.targets[:, 0].tolist())
-    (grid, truth), given = points(task.query), points(task.support)
-    panels = []
-    for name, x in trained.items():
-        before, after1, after10 = (y.tolist() for y in outputs(x))
-        curves = [
-            Curve("true sinusoid", grid, truth, style="truth"),
-            Curve("before adaptation", grid, before),
-            Curve("after 1 step", grid, after1),
-            Curve("after 10 steps", grid, after10),
-            Curve("the 5 points", *given, style="data"),
-        ]
-        panels.append(Panel(f"{name}, an unseen task", "x", "y", curves))
-    return panels
 
 
 FULL = Settings()
