@@ -27,17 +27,22 @@ Exit status: 0 done, 1 the computation failed, 2 wrong input, 130 interrupted (1
 
 
 class Cli(LazyGroup):
-    """Turns what went wrong into one line and an exit status."""
+    """Gives whatever went wrong one line and an exit status."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, BrokenPipeError):
+            raise
         except InputError as error:
             raise Failure(error, 2) from error
         except ComputationError as error:
             raise Failure(error, 1) from error
         except KeyboardInterrupt as error:
             raise Failure(str(error) or "Interrupted.", 128 + getattr(error, "signum", 2)) from error
+        except Exception as error:
+            traceback.print_exc()
+            raise Failure(f"{type(error).__name__}: {error}", 1) from error
 
 
 @click.command(
@@ -63,15 +68,13 @@ def _status(arguments: list[str]) -> int:
         return cli.main(arguments, "metabilevel", standalone_mode=False) or 0
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
-        return error.exit_code
+        return 2
     except click.ClickException as error:
-        message, status = " ".join(error.format_message().split()), error.exit_code
+        message = " ".join(error.format_message().split())
+        status = error.status if isinstance(error, Failure) else 2
         if os.environ.get(DEBUG):
             traceback.print_exception(error)
-        click.echo(f"Error: {message}", err=True)
-    except Exception as error:
-        message, status = f"{type(error).__name__}: {error}", 1
-        traceback.print_exc()
+    click.echo(message if status > 128 else f"Error: {message}", err=True)
     if "--json" in arguments:
         from .files import dumps
 

@@ -37,6 +37,20 @@ JUDGED = 2**32 - 2  # what is folded into a judgement's key, where step i of the
 SAVING = 0.05  # the share of the time that goes to checkpoints, at most
 
 
+@contextmanager
+def _memory_errors() -> Iterator[None]:
+    """Says what to do where the memory does not suffice."""
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, MemoryError) as error:
+        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        reason = str(error).partition("\n")[0].rstrip(".") or "Out of memory"
+        raise ComputationError(
+            f"{reason}. Compute fewer tasks at once: --task-chunk 1, or a smaller --meta-batch."
+        ) from error
+
+
 @dataclass(frozen=True)
 class Experiment:
     """What a configuration stands for. The key of the training is `jax.random.key(config.seed)`."""
@@ -70,6 +84,7 @@ class Experiment:
         """The state before the first step."""
         return start(*self._beginning())
 
+    @_memory_errors()
     def train(self, run: Run, interrupts: Interrupts, *, progress: bool | None = None) -> TrainState:
         """Trains in the directory of `run`, from its newest checkpoint to the last step.
 
@@ -93,7 +108,7 @@ class Experiment:
         pause = 0.0
         saved = time.perf_counter()
         try:
-            with _memory_errors(), interrupts.held():
+            with interrupts.held():
                 for state, row in track(stages, config.steps, show=progress):
                     step = int(state.step)
                     if row:
@@ -113,6 +128,7 @@ class Experiment:
             raise NonFiniteError(f"{message} The last good checkpoint is {path}.", error.state) from error
         return state
 
+    @_memory_errors()
     def judge(
         self,
         x: Outer,
@@ -132,18 +148,17 @@ class Experiment:
         solver = self.method.solver
         if steps is None and isinstance(solver, AbstractIterativeSolver):
             steps = [0, solver.steps]
-        with _memory_errors():
-            scores = evaluate(
-                self.method,
-                x,
-                self.tasks,
-                key=jax.random.fold_in(jax.random.key(seed), JUDGED),
-                split=split,
-                episodes=episodes,
-                steps=steps,
-                task_chunk=task_chunk or self.config.options.get("task_chunk"),
-                progress=progress,
-            )
+        scores = evaluate(
+            self.method,
+            x,
+            self.tasks,
+            key=jax.random.fold_in(jax.random.key(seed), JUDGED),
+            split=split,
+            episodes=episodes,
+            steps=steps,
+            task_chunk=task_chunk or self.config.options.get("task_chunk"),
+            progress=progress,
+        )
         return Judgement(step, split, episodes, seed, self.protocol, as_rows(scores))
 
     def _beginning(self) -> tuple[Method, TaskDistribution, Any, Key, int]:
@@ -172,15 +187,3 @@ def _made(group: str, plugin: Plugin, load: Callable[[str], Callable[..., Any]],
 def _whose(group: str, name: str) -> str:
     entry = find(group, name)
     return f"{entry.name!r} of {entry}"
-
-
-@contextmanager
-def _memory_errors() -> Iterator[None]:
-    """Says what to do where the memory does not suffice."""
-    try:
-        yield
-    except (jax.errors.JaxRuntimeError, MemoryError) as error:
-        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        reason = str(error).partition("\n")[0] or "out of memory"
-        raise ComputationError(f"{reason}. Compute fewer tasks at once, as with --task-chunk 1.") from error

@@ -6,15 +6,15 @@ from typing import Any
 
 import click
 
-from ..errors import did_you_mean
+from ..errors import InputError, did_you_mean
 
 
 class Failure(click.ClickException):
     """The end of a command, with the line that says why and the exit status."""
 
-    def __init__(self, message: object, exit_code: int):
+    def __init__(self, message: object, status: int):
         super().__init__(str(message))
-        self.exit_code = exit_code
+        self.status = status
 
 
 class Group(click.Group):
@@ -27,12 +27,21 @@ class Group(click.Group):
             raise click.UsageError(f"There is no command {cmd_name!r}.{hint} Commands: {', '.join(names)}.", ctx)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except (click.UsageError, InputError):
+            if ctx.resilient_parsing:  # for the completion in a shell, which has nobody to tell
+                return None, None, args[1:]
+            raise
+
 
 class LazyGroup(Group):
     """A group whose commands are imported when they are used.
 
-    `lazy` gives for each name the module in this package, which calls the command by the same name with `_command`
-    behind it, and its line in the help.
+    `lazy` gives for each name its module in this package, in which it is called `command`, and its line in the help.
     """
 
     def __init__(self, *args: Any, lazy: Mapping[str, tuple[str, str]], **kwargs: Any):

@@ -3,7 +3,7 @@
 import click
 from rich.table import Table
 
-from ..registry import METHODS, REPRO, TASKS, Entry, entries
+from ..registry import METHODS, REPRO, TASKS, entries
 from .output import json_option, show
 
 GROUPS = {"methods": METHODS, "tasks": TASKS, "repro": REPRO}
@@ -15,23 +15,16 @@ COLUMNS = ("name", "distribution", "version", "module")
 @json_option
 def command(kind: str | None, as_json: bool) -> None:
     """What is installed, and by which distribution. Nothing is imported."""
-    found = {name: entries(group) for name, group in GROUPS.items() if kind in (name, None)}
-    document = {name: [_document(entry) for entry in held] for name, held in found.items()}
-    show(as_json, document, *[_table(name, held) for name, held in found.items()])
-
-
-def _document(entry: Entry) -> dict[str, str]:
-    fields = asdict(entry)
-    return {
-        "name": fields["name"],
-        "distribution": entry.distribution,
-        "version": entry.version,
-        "module": entry.module,
+    found = {
+        name: [{column: getattr(entry, column) for column in COLUMNS} for entry in entries(group)]
+        for name, group in GROUPS.items()
+        if kind in (name, None)
     }
+    show(as_json, found, *[_table(name, rows) for name, rows in found.items()])
 
 
-def _table(title: str, held: list[Entry]) -> Table:
+def _table(title: str, rows: list[dict[str, str]]) -> Table:
     table = Table(*COLUMNS, title=title, title_justify="left")
-    for entry in held:
-        table.add_row(*_document(entry).values())
+    for row in rows:
+        table.add_row(*row.values())
     return table

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ..registry import find
+from ..registry import entries, find
 from ..schema import Option
 
 
@@ -83,6 +83,9 @@ class PluginName(click.ParamType):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         return find(self.group, value) if isinstance(value, str) else value
+
+    def get_missing_message(self, param: click.Parameter, ctx: click.Context | None) -> str:
+        return f"Installed: {', '.join(entry.name for entry in entries(self.group))}."
 
 
 class PluginValue(click.ParamType):
