@@ -42,10 +42,11 @@ def adapted_loss(outputs, x, task):
 
 
 def compare(ours, theirs):
-    """Losses to 1e-5, and every leaf of the gradient to 1e-3 of its largest entry: float32 after two derivatives."""
+    """Losses to 1e-5, gradients to 1e-2 of their norm: where float32 rounds the input of one ReLU across zero, that
+    task's gradient jumps by about 1e-3 (tests compare in float64, to 1e-12)."""
     np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-5)
-    for a, b in zip(jax.tree.leaves(ours[1]), jax.tree.leaves(theirs[1]), strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e-3 * float(jnp.abs(b).max()))
+    difference = optax.tree.norm(jax.tree.map(jnp.subtract, ours[1], theirs[1])) / optax.tree.norm(theirs[1])
+    np.testing.assert_array_less(difference, 1e-2)
 
 
 @click.command(help=__doc__.splitlines()[0])

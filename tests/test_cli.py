@@ -277,8 +277,8 @@ def interrupted(arguments: list[str], path: Path, environment: dict[str, str], s
     metrics = path / "metrics.jsonl"
     reports = lambda: metrics.read_bytes().count(b"\n") if metrics.exists() else 0
     begun = reports()
-    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    running = subprocess.Popen([PROGRAM, *arguments], cwd=path.parent, env=environment, text=True, **pipes)
+    pipe, arguments = subprocess.PIPE, [PROGRAM, *arguments]
+    running = subprocess.Popen(arguments, cwd=path.parent, env=environment, text=True, stdout=pipe, stderr=pipe)
     while reports() < begun + 3 and running.poll() is None:
         time.sleep(0.002)
     running.send_signal(signum)
@@ -314,9 +314,11 @@ def test_second_signal_stops_at_once():
     code = "from hashlib import pbkdf2_hmac; from metabilevel.interrupts import Interrupts\n"
     code += "with Interrupts() as interrupts, interrupts.held():\n"
     code += "    print('ready', flush=True)\n"
-    code += "    pbkdf2_hmac('sha1', b'', b'', 2**31 - 1)\n"  # no Python handler runs in it, as in compiled code
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen([sys.executable, "-c", code], text=True, **pipes) as busy:
+    code += "    pbkdf2_hmac('sha1', b'', b'', 2**26)\n"  # no Python handler runs in it, as in compiled code
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", code], text=True, stdout=pipe, stderr=pipe) as busy:
+        assert busy.stdout is not None
+        assert busy.stderr is not None
         assert busy.stdout.readline() == "ready\n"
         busy.send_signal(signal.SIGTERM)
         assert "once more to stop at once" in busy.stderr.readline()
@@ -332,7 +334,7 @@ def test_finished_run(whole: Path, invoke: Invoke):
     assert "is finished. Give more --steps" in one_line(err)
     refused = {
         "": f"--out: {whole} holds another run",
-        "--resume --learning-rate 0.02 --seed 1": "method.options.learning_rate was 0.01 and is now 0.02; seed was 0 and",
+        "--resume --learning-rate 0.02 --seed 1": "options.learning_rate was 0.01 and is now 0.02; seed was 0 and is",
         "--resume --steps 9": f"steps was {STEPS} and is now 9",
     }
     for options_, message in refused.items():
@@ -405,11 +407,11 @@ class Settings:
     value: float
 
 def experiment(settings, lab):
-    return Outcome({"a": settings.value, "b": 3.0}, [Panel("a", "x", "y", [Curve("a", [0, 1], [0, 1])])])
+    return Outcome({"a": settings.value, "b": 3.0}, [Panel("a", "x", "y", [Curve("a", [0.0, 1.0], [0.0, 1.0])])])
 
 odd = Reproduction(
-    "odd", "An odd paper", "Odd 2020", "2001.00001", "Table 7", "error", "a standard error", (Published("a", 1.5, None, "Table 7"),),
-    (Claim("b is larger.", "section 3", ("a", "b")),),
+    "odd", "An odd paper", "Odd 2020", "2001.00001", "Table 7", "error", "a standard error",
+    (Published("a", 1.5, None, "Table 7"),), (Claim("b is larger.", "section 3", ("a", "b")),),
     {"smoke": Scale(Settings(1.0), "Quick.", ("Short.",)), "small": Scale(Settings(2.0), "Slow.")}, experiment)
 """
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "metabilevel-example-plugin"
+ROOT = Path(__file__).parents[1]
+EXAMPLE = ROOT / "examples" / "metabilevel-example-plugin"
 
 USE = """
 import json
@@ -49,8 +50,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def python(site: Path, *arguments: str) -> str:
-    environment = {**os.environ, "PYTHONPATH": str(site)}
+def python(site: Path, *arguments: str, **variables: str) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(site), **variables}
     done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -62,3 +63,23 @@ def test_outside_method_is_used_like_a_bundled_one(site: Path):
     assert {1, 3} <= set(found["moves"]) <= {0, 1, 2, 3}  # three inner steps of one size, none where the gradient is 0
     assert found["rest"] < 1e-4
     assert found["norm"] > 0
+
+
+def test_outside_method_on_the_command_line_in_double_precision(site: Path, tmp_path: Path):
+    cli, out = str(ROOT / "cli.py"), tmp_path / "run"
+    assert "--inner-steps" in python(site, cli, "run", "sign-maml", "--help")
+    options = {"--learning-rate": "0.005", "--inner-steps": "2", "--steps": "20", "--meta-batch": "4", "--every": "10"}
+    arguments = [word for option in options.items() for word in option]
+    arguments += ["--tasks", "sinusoid", "--out", str(out), "--json"]
+    found = json.loads(python(site, cli, "run", "sign_maml", *arguments, JAX_ENABLE_X64="1"))
+    assert [row["steps"] for row in found["evaluation"]["rows"]] == [0, 2]
+    config = json.loads((out / "config.json").read_text())
+    assert config["method"] == {
+        "name": "sign-maml",
+        "distribution": "metabilevel-example-plugin",
+        "version": "0.1.0",
+        "options": {"learning_rate": 0.005, "steps": 2},
+    }
+    assert config["environment"]["x64"] is True
+    again = json.loads(python(site, cli, "evaluate", str(out), "--json"))
+    assert again["rows"] == found["evaluation"]["rows"]

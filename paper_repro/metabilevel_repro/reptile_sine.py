@@ -77,8 +77,8 @@ FULL = Settings()
 PROTOCOL = (
     "Amplitude U[.1, 5], phase U[0, 2 pi], x U[-5, 5]; net 1-64-64-1, tanh. At test 32 steps of gradient descent at "
     ".02 on 10 points, judged on 50 equispaced points. Reptile: 30,000 tasks of 50 points, 5 steps at .02 on "
-    "minibatches of 10, outer step .1. The paper gives no more than the net, the points and the steps at test; the rest "
-    "follows a public reproduction (30,000 iterations, .02, batches of 10, .1)."
+    "minibatches of 10, outer step .1. The paper gives no more than the net, the points and the steps at test; the "
+    "rest follows a public reproduction (30,000 iterations, .02, batches of 10, .1)."
 )
 DEPARTURES = (
     "A task's 50 training points are uniform on [-5, 5]; there they are equispaced.",

@@ -42,7 +42,7 @@ def oracle(learner: Learner) -> Method:
     """The prediction of one who knows the truth behind each task; there is nothing to train or to adapt."""
     truth = learner.oracle
     if truth is None:
-        raise InputError("oracle: these tasks do not say what generated them, so nobody knows the best prediction.")
+        raise InputError("These tasks do not say what generated them, so nobody knows the best prediction.")
     problem = BilevelProblem(
         init=lambda x, task, key: {},
         inner_loss=lambda x, y, task, key: learner.judge(truth(task, task.support.inputs), task.support)[0],

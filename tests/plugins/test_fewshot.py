@@ -136,5 +136,5 @@ def test_negative_steps_are_refused(name, wrong):
 
 
 def test_a_family_without_truth_has_no_oracle():
-    with pytest.raises(mb.InputError, match="oracle"):
+    with pytest.raises(mb.InputError, match="nobody knows the best prediction"):
         mb.load_method("oracle")(mb.classification(mb.MLP(4, (8,), 3)))
