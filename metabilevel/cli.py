@@ -76,7 +76,7 @@ def _status(arguments: list[str]) -> int:
             traceback.print_exception(error)
     click.echo(message if status > 128 else f"Error: {message}", err=True)
     if "--json" in arguments:
-        from .files import dumps
+        from .storage.files import dumps
 
         click.echo(dumps({"error": message, "status": status}))
     return status

@@ -25,7 +25,7 @@ import platformdirs
 
 from .downloads import download
 from .errors import ComputationError, InputError
-from .files import replace
+from .storage.files import replace
 
 Arrays: TypeAlias = dict[str, np.ndarray]
 

@@ -1,7 +1,7 @@
 """Scores with confidence intervals on tasks that were not trained on."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import equinox as eqx
 import jax
@@ -82,7 +82,7 @@ def _block(
     x: PyTree,
     tasks: TaskDistribution,
     keys: Array,
-    split: str,
+    split: Any,
     steps: list[int] | None,
     task_chunk: int | None,
 ) -> list[Metrics]:

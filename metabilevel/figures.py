@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from .files import replace
+from .storage.files import replace
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,10 +7,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from .config import Environment
 from .figures import Curve, Panel, draw
-from .files import read_json, write_json
 from .laboratory import Stage
+from .storage.config import Environment
+from .storage.files import read_json, write_json
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

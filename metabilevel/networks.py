@@ -132,9 +132,8 @@ class ConvNet(AbstractNetwork):
       `"max-pool"`: convolution of stride 1 and pooling of 2 x 2, floor(n / 2).
     - `readout`: features are the `"mean"` over the last map, or all of it: `"flatten"`.
     - `scale`: whether there is a factor gamma.
-    - `init_head`: of the head's weights, see `MLP`. Finn et al.'s code has `"normal"` before a mean and
-      `"glorot-uniform"` after max-pooling; the latter is the default throughout, since with logits of order 1
-      the first inner steps are not spent on taking the head back. Convolutions are `"glorot-uniform"`.
+    - `init_head`: of the head's weights, see `MLP`; convolutions are `"glorot-uniform"`. So are both in Finn et al.'s
+      code after max-pooling; after a mean its head is `"normal"`, from which Omniglot is learned more slowly.
 
     **Raises:** `InputError` for a name that is not offered, a size below 1, or a map that shrinks to nothing.
 

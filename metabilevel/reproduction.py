@@ -17,12 +17,12 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from .config import Environment
 from .errors import InputError, did_you_mean
 from .figures import Curve, Panel
-from .files import dumps
 from .findings import Measured, Published, Report, Row, Verdict, block
 from .laboratory import Lab, cores
+from .storage.config import Environment
+from .storage.files import dumps
 
 if TYPE_CHECKING:
     from .evaluation import Interval

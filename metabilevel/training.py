@@ -74,13 +74,15 @@ def fit(
     **Raises:** `InputError` for wrong arguments, before compilation; `NonFiniteError` under its policy.
     """
     every = every or max(1, steps // 20)
-    history, state = [], None
-    stages = train(method, tasks, optimizer, key=key, steps=steps, meta_batch=meta_batch, every=every,
-                   task_chunk=task_chunk, on_nonfinite=on_nonfinite)  # fmt: skip
+    stages = train(
+        method, tasks, optimizer, key=key, steps=steps, meta_batch=meta_batch, every=every, task_chunk=task_chunk,
+        on_nonfinite=on_nonfinite,
+    )  # fmt: skip
+    x, history = None, []
     for state, row in track(stages, steps, show=progress):
+        x = state.x
         history += [row] if row else []
-    assert state is not None
-    return state.x, history
+    return x, history
 
 
 @eqx.filter_jit
@@ -210,6 +212,6 @@ def _check(before: TrainState, after: TrainState, finite: bool, policy: str) -> 
         )
     if not finite:
         raise NonFiniteError(
-            f"between steps {int(before.step)} and {int(after.step)} the outer update made x infinite or NaN. {remedy}.",
+            f"between steps {int(before.step)} and {int(after.step)} an outer update made x infinite or NaN. {remedy}.",
             before,
         )

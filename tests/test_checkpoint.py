@@ -9,8 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from metabilevel.checkpoint import checkpoints, restore, save
 from metabilevel.errors import CheckpointError
+from metabilevel.storage.checkpoint import checkpoints, restore, save
 
 
 class State(NamedTuple):

@@ -19,12 +19,11 @@ import jax
 import pytest
 from click.testing import CliRunner
 
-from metabilevel import experiment
 from metabilevel.cli import COMMANDS, cli, main
-from metabilevel.commands import evaluate
+from metabilevel.commands import evaluate, experiment
 from metabilevel.registry import METHODS, REPRO, TASKS, entries, find, load_method
-from metabilevel.runs import Run
 from metabilevel.schema import options
+from metabilevel.storage.runs import Run
 
 PROGRAM = str(Path(sys.executable).with_name("metabilevel"))
 STEPS = 2000
@@ -311,7 +310,7 @@ def test_killed_interrupted_and_resumed_run_equals_an_uninterrupted_one(
 
 
 def test_second_signal_stops_at_once():
-    code = "from hashlib import pbkdf2_hmac; from metabilevel.interrupts import Interrupts\n"
+    code = "from hashlib import pbkdf2_hmac; from metabilevel.commands.interrupts import Interrupts\n"
     code += "with Interrupts() as interrupts, interrupts.held():\n"
     code += "    print('ready', flush=True)\n"
     code += "    pbkdf2_hmac('sha1', b'', b'', 2**26)\n"  # no Python handler runs in it, as in compiled code

@@ -10,15 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metabilevel import journal
 from metabilevel.errors import InputError
-from metabilevel.files import dumps, loads, read_json, replace, sweep, write_json
+from metabilevel.storage import journal
+from metabilevel.storage.files import dumps, loads, read_json, replace, sweep, write_json
 
 FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
 from metabilevel.errors import ComputationError
-from metabilevel.files import replace
+from metabilevel.storage.files import replace
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 try:

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from metabilevel.config import Config, Environment, Plugin
 from metabilevel.errors import CheckpointError, InputError, RunError
 from metabilevel.plots import curves
-from metabilevel.runs import Run
+from metabilevel.storage.config import Config, Environment, Plugin
+from metabilevel.storage.runs import Run
 
 CONFIG = Config(
     command="run",

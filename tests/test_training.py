@@ -130,7 +130,7 @@ def test_a_batch_without_a_finite_task_stops_even_a_masking_run(key):
 
 
 def test_an_outer_update_that_overflows_stops_the_run(key):
-    with pytest.raises(mb.NonFiniteError, match="outer update made x infinite"):
+    with pytest.raises(mb.NonFiniteError, match="an outer update made x infinite"):
         mb.fit(
             number_method(), Numbers(), optax.chain(optax.sgd(1e38), optax.scale(100.0)), key=key, steps=1, meta_batch=2
         )

@@ -9,9 +9,9 @@ from rich.table import Table
 from .. import data as store
 from ..data import DataError, DataSet, FileStatus, Status
 from ..errors import PluginError
-from ..interrupts import Interrupts
 from ..registry import DATA, Entry, entries, load
 from .group import Group
+from .interrupts import Interrupts
 from .output import json_option, note, show
 
 

@@ -8,13 +8,13 @@ import click
 import jax
 
 from ..errors import InputError, RunError
-from ..experiment import EPISODES, Experiment
-from ..files import write_json
-from ..interrupts import Interrupts
 from ..registry import METHODS, TASKS, find
-from ..runs import Run
 from ..solvers import AbstractIterativeSolver
+from ..storage.files import write_json
+from ..storage.runs import Run
 from ..tasks import Split
+from .experiment import EPISODES, Experiment
+from .interrupts import Interrupts
 from .output import json_option, note, show
 from .types import Count, Counts
 

@@ -14,15 +14,15 @@ from typing import Any
 
 import click
 
-from ..config import Config, Environment, Plugin
 from ..errors import OptionError, RunError
-from ..experiment import EPISODES, OPTIMIZERS, Experiment
-from ..interrupts import Interrupted, Interrupts
-from ..judgement import Judgement
 from ..plots import curves
 from ..registry import TASKS, Entry, load_method, load_tasks
-from ..runs import Run, require_unused
 from ..schema import Option, configure, options
+from ..storage.config import Config, Environment, Plugin
+from ..storage.runs import Run, require_unused
+from .experiment import EPISODES, OPTIMIZERS, Experiment
+from .interrupts import Interrupted, Interrupts
+from .judgement import Judgement
 from .output import json_option, note, show
 from .types import Assignment, Count, PluginName, PluginValue, Positive
 

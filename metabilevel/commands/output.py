@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import click
 from rich.console import Console, RenderableType
 
-from ..files import dumps
+from ..storage.files import dumps
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -6,12 +6,12 @@ import click
 from rich.table import Table
 
 from ..errors import PluginError, RunError
-from ..files import read_json
 from ..findings import RESULT
-from ..interrupts import Interrupted, Interrupts
 from ..registry import REPRO, entries, find, load
 from ..reproduction import Reproduction
+from ..storage.files import read_json
 from .group import Group
+from .interrupts import Interrupted, Interrupts
 from .output import json_option, note, show
 from .types import Count
 

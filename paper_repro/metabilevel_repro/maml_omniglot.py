@@ -1,12 +1,12 @@
 """MAML on Omniglot: Table 1 of Finn, Abbeel & Levine 2017 (arXiv:1703.03400), section 5.2."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal, TypeAlias
 
 import metabilevel as mb
-from metabilevel.reproduction import (
-    Claim, Curve, Lab, Outcome, Panel, Published, Reproduction, Scale, percent,
-)  # fmt: skip
+from metabilevel.reproduction import Claim, Curve, Lab, Outcome, Panel, Published, percent
+
+Kind: TypeAlias = Literal["MAML", "first-order MAML", "MAML without convolutions"]
 
 TESTED = 3  # gradient steps at test
 JUDGED = (0, 1, 2, 3, 5, 10)
@@ -18,7 +18,7 @@ class Training:
 
     ways: int
     shots: int
-    method: Literal["MAML", "first-order MAML", "MAML without convolutions"]
+    method: Kind
     iterations: int
     meta_batch: int = 32
     queries: int | None = None  # of a class, in training; as many as shots if None
@@ -64,7 +64,7 @@ CLAIMS = (
     Claim("First-order MAML comes within 2 points of MAML.", f"section 5.2; {NICHOL}",
           ("5-way 1-shot, MAML", "5-way 1-shot, first-order MAML"), "near", margin=2.0),
     Claim("More steps at test than in training do no harm.", "section 5.2",
-          ("5-way 1-shot, MAML, after 3 steps", "5-way 1-shot, MAML, after 10 steps"), "near", margin=1.5),
+          ("5-way 1-shot, MAML", "5-way 1-shot, MAML, after 10 steps"), "near", margin=2.0),
     Claim("Predicting all queries together, whose statistics inform one another, helps.", "Nichol et al. 2018, Table 2",
           ("5-way 1-shot, MAML, queries one by one", "5-way 1-shot, MAML")),
 )  # fmt: skip
@@ -72,12 +72,94 @@ CLAIMS = (
 
 def experiment(s: Settings, lab: Lab) -> Outcome:
     """Trains and tests every cell."""
-    measured, panels, training = {}, {}, []
+    measured, tested, trained = {}, {}, []
     for cell in s.trainings:
-        method, x, history = _train(cell, s, lab)
-        cell_panel = panels.setdefault(f"{cell.ways}-way {cell.shots}-shot", [])
-        training.append(history)
-        found = _test(cell, method, x, True, s, lab)
-        curve = [percent(found[k]["accuracy"]) for k in JUDGED]
-        cell_panel.append(Curve(cell.method, JUDGED, [i.mean for i in curve], [i.ci95 for i in curve]))
-    return Outcome(measured, panels)
+        x, history = _train(cell, s, lab)
+        curve = _test(cell, x, s, lab)
+        measured[cell.setting] = curve[TESTED]
+        if cell == s.trainings[0]:
+            measured[f"{cell.setting}, after 10 steps"] = curve[10]
+            measured[f"{cell.setting}, queries one by one"] = _test(cell, x, s, lab, transductive=False)[TESTED]
+        ours = Curve(cell.method, JUDGED, [curve[k].mean for k in JUDGED], [curve[k].ci95 for k in JUDGED])
+        published = [p.value for p in PUBLISHED if p.setting == cell.setting]
+        paper = [
+            Curve(cell.method, (JUDGED[0], JUDGED[-1]), value * 2, style="paper") for value in [published] if value
+        ]
+        tested.setdefault(f"{cell.ways}-way {cell.shots}-shot, {s.episodes} test tasks", []).extend([ours, *paper])
+        trained.append(history)
+    panels = [Panel(name, "gradient steps at test", "accuracy (%)", curves) for name, curves in tested.items()]
+    return Outcome(measured, [*panels, Panel("training tasks", "iterations", "error of the queries (%)", trained, "y")])
+
+
+def _train(cell: Training, s: Settings, lab: Lab) -> tuple[Any, Curve]:
+    """x, and its error on the training tasks."""
+    import optax
+
+    tasks = _tasks(cell, s, queries=cell.queries)
+    method = mb.load_method("fomaml" if cell.method == "first-order MAML" else "maml")
+    rate = optax.cosine_decay_schedule(s.learning_rate, cell.iterations) if s.cosine_decay else s.learning_rate
+    x = lab.fit(cell.setting, method(tasks.subject, learning_rate=cell.alpha, steps=cell.steps), tasks,
+                optax.adam(rate), steps=cell.iterations, meta_batch=cell.meta_batch)  # fmt: skip
+    history = lab.stages[-1].history
+    error = [100 * (1 - row["accuracy"]) for row in history]
+    return x, Curve(cell.setting, [row["step"] for row in history], error)
+
+
+def _test(cell: Training, x: Any, s: Settings, lab: Lab, transductive: bool = True) -> dict[int, Any]:
+    """The accuracy in percent after each number of steps."""
+    tasks = _tasks(cell, s, transductive=transductive)
+    method = mb.load_method("maml")(tasks.subject, learning_rate=cell.alpha)
+    label = f"{cell.setting}: {tasks.subject.protocol} test"
+    found = lab.evaluate(label, method, x, tasks, episodes=s.episodes, steps=JUDGED)
+    return {steps: percent(metrics["accuracy"]) for steps, metrics in found.items()}
+
+
+def _tasks(cell: Training, s: Settings, **options: Any) -> mb.TaskDistribution:
+    network = "mlp" if cell.method == "MAML without convolutions" else "conv"
+    return mb.load_tasks("omniglot")(ways=cell.ways, shots=cell.shots, network=network, filters=s.filters, **options)
+
+
+def _cells(ways: int, shots: int, *methods: Kind, **fields: Any) -> list[Training]:
+    return [Training(ways, shots, method, **fields) for method in methods]
+
+
+BOTH: tuple[Kind, ...] = ("MAML", "first-order MAML")
+ALL: tuple[Kind, ...] = (*BOTH, "MAML without convolutions")
+FULL = Settings(
+    (
+        *_cells(5, 1, *ALL, iterations=60_000),
+        *_cells(5, 5, *ALL, iterations=60_000),
+        *_cells(20, 1, *BOTH, iterations=60_000, meta_batch=16, steps=5),
+        *_cells(20, 5, *BOTH, iterations=60_000, meta_batch=16, steps=5),
+    )
+)
+SMALL = Settings(
+    (
+        *_cells(5, 1, "MAML", iterations=5_000, meta_batch=8, queries=5),
+        *_cells(5, 1, "first-order MAML", iterations=2_000, meta_batch=8, queries=5),
+        *_cells(5, 1, "MAML without convolutions", iterations=2_000, meta_batch=8, queries=5),
+        *_cells(5, 5, "MAML", iterations=1_500, meta_batch=4),
+        *_cells(5, 5, "first-order MAML", iterations=1_000, meta_batch=4),
+        *_cells(5, 5, "MAML without convolutions", iterations=1_500, meta_batch=4),
+    ),
+    learning_rate=3e-3,
+    cosine_decay=True,
+)
+SMOKE = replace(
+    SMALL,
+    trainings=tuple(replace(t, iterations=2, meta_batch=2, queries=None) for t in SMALL.trainings),
+    filters=8,
+    episodes=2,
+)
+TWENTY_WAY = tuple(p.setting for p in PUBLISHED if p.setting.startswith("20-way"))
+PROTOCOL = (
+    "28 x 28, 4 blocks of a 3 x 3 convolution with 64 filters and stride 2, batch normalisation by batch statistics "
+    "(transductive: the queries of a task together; trained shift, no factor), ReLU; mean over the last map, linear head. "
+    "One inner step in training and 3 at test, at 2.0 on the mean loss, which is the authors' .4: their code sums the "
+    "losses of the 5 ways. 1,100 / 100 / 423 characters, classes turned by multiples of 90 degrees in training and test; "
+    "validation characters are not used. "
+)
+DEPARTURES = (
+    "The split is another draw of the same law: the authors shuffled a directory listing of unknown order.",
+    "One training run of each cell; the intervals are over test tasks only.",
+)

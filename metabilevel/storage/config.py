@@ -10,7 +10,7 @@ from importlib.metadata import version
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from .errors import InputError, did_you_mean
+from ..errors import InputError, did_you_mean
 from .files import dumps, plain
 
 LIBRARIES = ("metabilevel", "jax", "jaxlib", "equinox", "optax", "numpy")

@@ -16,10 +16,10 @@ from typing import Any, TypeAlias
 
 from filelock import FileLock, Timeout
 
+from ..errors import RunError
 from . import checkpoint, journal
 from .checkpoint import Restored
 from .config import Config, decode, differences, digest
-from .errors import RunError
 from .files import read_json, sweep, write_json
 
 PathLike: TypeAlias = str | os.PathLike[str]

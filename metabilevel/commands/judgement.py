@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
-from .evaluation import Interval
+from ..evaluation import Interval
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import ComputationError, InputError
+from ..errors import ComputationError, InputError
 
 _NONFINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 

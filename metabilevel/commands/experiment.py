@@ -10,20 +10,20 @@ import equinox as eqx
 import jax
 import optax
 
-from .config import Config, Plugin
-from .errors import ComputationError, InputError, NonFiniteError, PluginError
-from .evaluation import as_rows, evaluate
+from ..errors import ComputationError, InputError, NonFiniteError, PluginError
+from ..evaluation import as_rows, evaluate
+from ..learner import Learner
+from ..method import Method
+from ..problem import Key, Outer
+from ..progress import track
+from ..registry import KINDS, METHODS, TASKS, find, load_method, load_tasks
+from ..solvers import AbstractIterativeSolver
+from ..storage.config import Config, Plugin
+from ..storage.runs import Run
+from ..tasks import Split, TaskDistribution
+from ..training import TrainState, start, train
 from .interrupts import Interrupted, Interrupts
 from .judgement import Judgement
-from .learner import Learner
-from .method import Method
-from .problem import Key, Outer
-from .progress import track
-from .registry import KINDS, METHODS, TASKS, find, load_method, load_tasks
-from .runs import Run
-from .solvers import AbstractIterativeSolver
-from .tasks import Split, TaskDistribution
-from .training import TrainState, start, train
 
 OPTIMIZERS: dict[str, Callable[[float], optax.GradientTransformation]] = {
     "adam": optax.adam,

@@ -17,7 +17,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .errors import CheckpointError
+from ..errors import CheckpointError
 from .files import dumps, loads, replace
 from .leaves import decode, encode, flatten, kind
 
