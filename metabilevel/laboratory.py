@@ -24,7 +24,7 @@ class Stage:
 
     label: str
     seconds: float
-    history: tuple[dict[str, float], ...] = ()
+    history: tuple[dict[str, Any], ...] = ()
 
     @property
     def rate(self) -> float:
@@ -77,7 +77,7 @@ class Lab:
             return evaluate(method, x, tasks, key=self.key(1), progress=self.progress, **options)
 
     @contextmanager
-    def _stage(self, label: str, history: list[dict[str, float]]) -> Iterator[None]:
+    def _stage(self, label: str, history: list[dict[str, Any]]) -> Iterator[None]:
         shown = bar(self.progress)
         if not shown.disable:
             shown.console.print(label, style="dim", highlight=False)

@@ -1,0 +1,47 @@
+"""Every reproduction runs at the smoke scale, and measures what it promises."""
+
+from importlib.metadata import entry_points
+
+import pytest
+
+from metabilevel.data import data_folder
+from metabilevel.findings import PICTURE, RESULT, block
+from metabilevel.registry import REPRO, load
+
+NAMES = ["anil-omniglot", "maml-omniglot", "maml-sinusoid", "reptile-omniglot", "reptile-sine"]
+SCALES = ("smoke", "small", "full")
+
+
+def test_all_are_known():
+    ours = [point.name for point in entry_points(group=REPRO) if point.value.startswith("metabilevel_repro.")]
+    assert sorted(ours) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_numbers_and_claims_are_about_the_same_settings(name):
+    reproduction = load(REPRO, name)
+    assert reproduction.name == name
+    assert tuple(reproduction.scales) == SCALES
+    settings = [number.setting for number in reproduction.published]
+    assert len(set(settings)) == len(settings)
+    assert all(number.place for number in reproduction.published)
+    for scale in reproduction.scales.values():
+        assert set(scale.unmeasured) <= set(settings)
+        assert scale.protocol
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_smoke(name, tmp_path):
+    reproduction = load(REPRO, name)
+    if "omniglot" in name and not (data_folder() / "omniglot").is_dir():
+        pytest.skip("data set absent: omniglot")
+    report = reproduction.run("smoke", progress=False)
+    measured = {row.setting for row in report.rows if row.ours is not None}
+    assert set(reproduction.promised("smoke")) <= measured
+    report.save(tmp_path)
+    assert (tmp_path / PICTURE).stat().st_size > 20_000
+    assert (tmp_path / RESULT).is_file()
+    full = {number.setting for number in reproduction.published} | measured
+    judged = {setting for claim in reproduction.claims for setting in claim.settings if isinstance(setting, str)}
+    missing = {setting for setting in judged - full if block(setting) in set(map(block, measured))}
+    assert not missing, "a claim names a setting that the experiment does not give"
