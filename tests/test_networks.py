@@ -80,6 +80,41 @@ def test_max_pool_keeps_nan(where):
     assert jnp.isnan(max_pool(jnp.arange(4.0).at[where].set(jnp.nan).reshape(1, 2, 2, 1))).all()
 
 
+@pytest.mark.parametrize("scale", [False, True])
+@pytest.mark.parametrize("readout", ["mean", "flatten"])
+@pytest.mark.parametrize("down", ["stride", "max-pool"])
+def test_conv_net_is_the_textbooks(down, readout, scale, x64):
+    network = ConvNet((9, 7, 2), 3, filters=4, blocks=2, down=down, readout=readout, scale=scale)
+    params, inputs = parameters(network), images(network)
+
+    def outputs(params, maps):
+        for layer in params["body"]:
+            maps = textbook(layer["weights"], maps, 2 if down == "stride" else 1)
+            maps = (maps - maps.mean((0, 1, 2))) / jnp.sqrt(maps.var((0, 1, 2)) + 1e-3)
+            maps = jnp.maximum(layer.get("scale", 1.0) * maps + layer["bias"], 0)
+            if down == "max-pool":
+                maps = jax.lax.reduce_window(maps, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+        features = maps.mean((1, 2)) if readout == "mean" else maps.reshape(len(maps), -1)
+        return features @ params["head"]["weights"] + params["head"]["bias"]
+
+    ours = jax.jit(lambda p, i: network.head(p["head"], network.body(p["body"], i)))(params, inputs)
+    np.testing.assert_allclose(ours, jax.jit(outputs)(params, inputs), rtol=1e-12, atol=1e-12)
+    assert ("scale" in params["body"][0]) is scale
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_mlp_is_the_textbooks(batch_norm, x64):
+    network = MLP(6, (5, 4), 3, "tanh", batch_norm=batch_norm)
+    params, hidden = parameters(network), images(network)
+    ours = network.head(params["head"], network.body(params["body"], hidden.reshape(4, 3, 2, 1)))
+    for layer in params["body"]:
+        hidden = hidden @ layer["weights"]
+        if batch_norm:
+            hidden = (hidden - hidden.mean(0)) / jnp.sqrt(hidden.var(0) + 1e-3)
+        hidden = jnp.tanh(hidden + layer["bias"])
+    np.testing.assert_allclose(ours, hidden @ params["head"]["weights"] + params["head"]["bias"], rtol=1e-12)
+
+
 @small
 def test_gradients_are_those_of_finite_differences(network, x64):
     params, inputs = parameters(network), images(network)

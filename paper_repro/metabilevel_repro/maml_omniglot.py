@@ -118,12 +118,12 @@ FULL = Settings(
 )
 SMALL = Settings(
     (
-        *_cells(5, 1, "MAML", iterations=5_000, meta_batch=8, queries=5),
-        *_cells(5, 1, "first-order MAML", iterations=2_000, meta_batch=8, queries=5),
-        *_cells(5, 1, "MAML without convolutions", iterations=2_000, meta_batch=8, queries=5),
-        *_cells(5, 5, "MAML", iterations=1_500, meta_batch=4),
-        *_cells(5, 5, "first-order MAML", iterations=1_000, meta_batch=4),
-        *_cells(5, 5, "MAML without convolutions", iterations=1_500, meta_batch=4),
+        *_cells(5, 1, "MAML", iterations=3_000, meta_batch=8, queries=5),
+        *_cells(5, 1, "first-order MAML", iterations=1_000, meta_batch=8, queries=5),
+        *_cells(5, 1, "MAML without convolutions", iterations=1_000, meta_batch=8, queries=5),
+        *_cells(5, 5, "MAML", iterations=2_000, meta_batch=8),
+        *_cells(5, 5, "first-order MAML", iterations=500, meta_batch=8),
+        *_cells(5, 5, "MAML without convolutions", iterations=800, meta_batch=8),
     ),
     learning_rate=3e-3,
     cosine_decay=True,
