@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -37,7 +38,7 @@ class Method(eqx.Module):
     def judge(self, x: Outer, y: Inner, task: Task, key: Key) -> Metrics:
         """The outer loss, as `loss`, and the metrics of one adapted task."""
         loss, metrics = self.problem.objective(x, y, task, key)
-        return {"loss": loss, **metrics}
+        return scalars({"loss": loss, **metrics})
 
     def score(self, x: Outer, tasks: PyTree, key: Key) -> Metrics:
         """Mean loss and metrics over a batch of tasks, each adapted first."""
@@ -64,6 +65,17 @@ class Method(eqx.Module):
             done = stop
             rows.append(self.judge(x, point[0], task, key))
         return rows
+
+
+def scalars(metrics: dict[str, Any]) -> dict[str, Any]:
+    """`metrics`, if each is one number a task, which is what can be averaged over tasks.
+
+    **Raises:** `InputError` that names one which is not.
+    """
+    for name, value in metrics.items():
+        if value.shape != ():
+            raise InputError(f"The metric {name!r} has the shape {value.shape}: fit and evaluate average scalars only.")
+    return metrics
 
 
 def in_chunks(method: Method, task_chunk: int | None) -> Method:

@@ -12,7 +12,7 @@ from jaxtyping import Array, PyTree
 
 from .errors import InputError, NonFiniteError
 from .info import Info, all_finite, finite_mean
-from .method import Method, in_chunks
+from .method import Method, in_chunks, scalars
 from .problem import Key, Outer, Task, canonical
 from .progress import track
 from .tasks import TaskDistribution, sample_batch
@@ -93,7 +93,7 @@ def start(method: Method, tasks: TaskDistribution, optimizer: Any, key: Key, met
     batch = sample_batch(tasks, k_tasks, "train", meta_batch)
     carry = method.estimator.init(x, batch, k_carry)
     info = jax.eval_shape(lambda: method.estimator(x, batch, carry, k_carry)[2].mean())
-    return TrainState(x, optimizer.init(x), carry, jnp.zeros((), jnp.int32), _empty(info))
+    return TrainState(x, optimizer.init(x), carry, jnp.zeros((), jnp.int32), _empty(scalars(info)))
 
 
 def train(

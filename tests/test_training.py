@@ -1,5 +1,6 @@
 """The outer loop: reproducible, compiled once, resumable at any step, and stopped by what is not finite."""
 
+import dataclasses
 import itertools
 
 import equinox as eqx
@@ -150,3 +151,16 @@ def test_an_outer_update_that_overflows_stops_the_run(key):
 def test_wrong_arguments_are_named(wrong, message, key):
     with pytest.raises(mb.InputError, match=message):
         mb.fit(number_method(), Numbers(), OPTIMIZER, key=key, **{"steps": 3, "meta_batch": 2, **wrong})
+
+
+def test_a_metric_that_is_no_scalar_is_named(key):
+    method = number_method()
+    vector = lambda x, y, t, k: ((y - t) ** 2, {"both": jnp.stack([y, t])})
+    problem = dataclasses.replace(method.problem, outer_loss=vector)
+    method = mb.Method(problem, method.init, mb.Nested(problem, method.solver), method.solver)
+    for call in (
+        lambda: mb.fit(method, Numbers(), OPTIMIZER, key=key, steps=1, meta_batch=2),
+        lambda: mb.evaluate(method, 0.5, Numbers(), key=key, episodes=2),
+    ):
+        with pytest.raises(mb.InputError, match=r"'both' has the shape \(2,\)"):
+            call()
