@@ -68,25 +68,25 @@ class Unroll(AbstractAdjoint):
 
 
 def _mixed_gradient(problem: BilevelProblem, x: Outer, y: Inner, task: Task, key: Key) -> Inner:
-    return _forward_over_reverse((x, y), problem, task, key)
+    # What the loss closes over becomes an argument: a custom rule would leak the tracers among it.
+    loss = eqx.filter_closure_convert(problem.inner_loss, x, y, task, key)
+    return _forward_over_reverse((x, y), loss, task, key)
 
 
-# Everything is an argument: a custom rule that closed over a vmapped task would leak its tracer.
 @eqx.filter_custom_vjp
-def _forward_over_reverse(point: tuple[Outer, Inner], problem: BilevelProblem, task: Task, key: Key) -> Inner:
-    x, y = point
-    return inner_gradient(problem, x, y, task, key)
+def _forward_over_reverse(point: tuple[Outer, Inner], loss: Callable, task: Task, key: Key) -> Inner:
+    return jax.grad(loss, 1)(*point, task, key)
 
 
 @_forward_over_reverse.def_fwd
-def _(perturbed, point, problem, task, key):
-    return inner_gradient(problem, point[0], point[1], task, key), None
+def _(perturbed, point, loss, task, key):
+    return jax.grad(loss, 1)(*point, task, key), None
 
 
 @_forward_over_reverse.def_bwd
-def _(residuals, cotangent, perturbed, point, problem, task, key):
+def _(residuals, cotangent, perturbed, point, loss, task, key):
     x, y = point
-    gradients = lambda y: jax.grad(problem.inner_loss, (0, 1))(x, y, task, key)
+    gradients = lambda y: jax.grad(loss, (0, 1))(x, y, task, key)
     return jax.jvp(gradients, (y,), (cotangent,))[1]
 
 

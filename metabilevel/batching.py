@@ -13,7 +13,7 @@ from .info import all_finite, masked_sum
 from .problem import Key, Outer
 
 # Where the largest temporary of a chunk outgrows this, fresh memory pages cost more than a longer vector saves.
-CHUNK_BYTES = 4 * 2**20
+CHUNK_BYTES = 2 * 2**20
 
 
 def task_gradient(
@@ -38,7 +38,7 @@ def task_gradient(
     each = jax.value_and_grad(loss, has_aux=True)
 
     def part(*batch):
-        (losses, aux), gradients = jax.vmap(lambda *one: each(x, *one))(*batch)
+        (losses, aux), gradients = _vmap(lambda *one: each(x, *one))(*batch)
         total, finite = _finite_sum(losses, gradients)
         return total, (losses, aux, finite)
 
@@ -52,7 +52,7 @@ def _finite_sum(losses: Array, gradients: Outer) -> tuple[Outer, Array]:
 
     The plain sum is finite only if every addend is, so that the tasks are looked at one by one in a bad step alone.
     """
-    plain = jax.tree.map(lambda g: g.sum(0), gradients)
+    plain = jax.tree.map(_sum, gradients)
 
     def one_by_one():
         finite = jax.vmap(all_finite)(losses, gradients)
@@ -61,9 +61,28 @@ def _finite_sum(losses: Array, gradients: Outer) -> tuple[Outer, Array]:
     return jax.lax.cond(all_finite(losses, plain), lambda: (plain, jnp.ones(losses.shape, bool)), one_by_one)
 
 
+def _vmap(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """`jax.vmap`, and of a single task `fn` itself: products without a batch axis are up to a fifth faster."""
+
+    def mapped(*batch):
+        if leading(batch) > 1:
+            return jax.vmap(fn)(*batch)
+        return jax.tree.map(lambda a: jnp.asarray(a)[None], fn(*jax.tree.map(lambda a: a[0], batch)))
+
+    return mapped
+
+
+def _sum(a: Array) -> Array:
+    """`a.sum(0)` by halves: on CPU additions fuse, and a reduction of a short leading axis is slow."""
+    while len(a) > 1:
+        half = len(a) // 2
+        a = jnp.concatenate([a[:half] + a[half : 2 * half], a[2 * half :]])
+    return a[0]
+
+
 def map_tasks(fn: Callable[..., Any], *batch: PyTree, chunk: int | None = None) -> Any:
     """`fn` of every task of a batch, stacked; as `jax.vmap`, a chunk at a time."""
-    return _sum_chunks(lambda *part: ((), jax.vmap(fn)(*part)), batch, fn, chunk)[1]
+    return _sum_chunks(lambda *part: ((), _vmap(fn)(*part)), batch, fn, chunk)[1]
 
 
 def leading(tree: PyTree) -> int:
@@ -81,7 +100,8 @@ def fitting_chunk(fn: Callable[..., Any], batch: tuple[PyTree, ...]) -> int:
     if jax.default_backend() != "cpu":
         return n
     one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), batch)
-    return max(1, min(n, CHUNK_BYTES // _largest(jax.make_jaxpr(fn)(*one).jaxpr)))
+    fitting = CHUNK_BYTES // _largest(jax.make_jaxpr(fn)(*one).jaxpr)
+    return max(size for size in range(1, n + 1) if size <= max(1, fitting) and n % size == 0)
 
 
 def _largest(jaxpr: Any) -> int:

@@ -1,6 +1,8 @@
 """The command line. Every command lives in a module of its own, which is imported when the command is used."""
 
+import errno
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -40,6 +42,9 @@ class Cli(LazyGroup):
             raise Failure(error, 1) from error
         except KeyboardInterrupt as error:
             raise Failure(str(error) or "Interrupted.", 128 + getattr(error, "signum", 2)) from error
+        except OSError as error:
+            named = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+            raise Failure(f"{named}.", 2 if error.errno == errno.ENAMETOOLONG else 1) from error
         except Exception as error:
             traceback.print_exc()
             raise Failure(f"{type(error).__name__}: {error}", 1) from error
@@ -59,7 +64,27 @@ def cli() -> None:
 def main() -> NoReturn:
     """The program `metabilevel`."""
     warnings.showwarning = _warn
-    sys.exit(_status(sys.argv[1:]))
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, _leave)
+    status = _status(sys.argv[1:])
+    if status > 128:
+        _end(status)
+    sys.exit(status)
+
+
+def _leave(signum: int, frame: Any) -> None:
+    """A signal while there is nothing to save, as during imports, which may swallow an exception."""
+    click.echo("Interrupted.", err=True)
+    if "--json" in sys.argv:
+        click.echo(f'{{"error": "Interrupted.", "status": {128 + signum}}}')
+    _end(128 + signum)
+
+
+def _end(status: int) -> NoReturn:
+    """Ends the process without Python's own clearing up, which crashes where compiled code was interrupted."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _status(arguments: list[str]) -> int:

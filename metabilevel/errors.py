@@ -1,6 +1,7 @@
 """What can go wrong for a user: the kind of an error decides the exit status of the command line."""
 
 import difflib
+import operator
 from collections.abc import Iterable
 
 
@@ -22,6 +23,20 @@ class RunError(InputError):
 
 class CheckpointError(InputError):
     """No checkpoint can be restored, or it does not fit."""
+
+
+def count(name: str, value: object, least: int) -> int:
+    """`value` as an integer of `least` or more.
+
+    **Raises:** `InputError` that names it.
+    """
+    try:
+        number = operator.index(value)  # pyright: ignore[reportArgumentType]
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool) or number < least:
+        raise InputError(f"{name} = {value!r}: an integer of {least} or more is wanted.")
+    return number
 
 
 class ComputationError(RuntimeError):

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from .batching import map_tasks
-from .errors import InputError
+from .errors import InputError, count
 from .method import Method
 from .problem import Key, Metrics, canonical
 from .progress import bar
@@ -60,11 +60,12 @@ def evaluate(
     """
     if split not in get_args(Split):
         raise InputError(f"split = {split!r}: one of {', '.join(get_args(Split))} is wanted.")
-    if episodes < 1:
-        raise InputError(f"episodes = {episodes}: at least 1 is wanted.")
-    wanted = sorted(set(steps)) if steps is not None else None
-    if wanted is not None and (not wanted or wanted[0] < 0):
-        raise InputError(f"steps = {list(steps or [])}: numbers of inner steps, 0 or more, are wanted.")
+    count("episodes", episodes, 1)
+    wanted = None if steps is None else sorted({count("steps", each, 0) for each in steps})
+    if wanted == []:
+        raise InputError("steps = []: numbers of inner steps are wanted.")
+    if task_chunk is not None:
+        count("task_chunk", task_chunk, 1)
     x = canonical(x, "x")
     size = min(BLOCK, episodes)
     keys = jax.random.split(key, -(-episodes // size) * size)  # the last block is filled up, and cut off again below

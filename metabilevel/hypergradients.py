@@ -10,7 +10,7 @@ import optax
 from jaxtyping import PyTree
 
 from .adjoints import AbstractAdjoint, Unroll
-from .errors import InputError
+from .errors import count
 from .estimators import Nested, WarmStarted, certify, solved
 from .info import Certificate, Info, Result, all_finite
 from .method import Method
@@ -90,8 +90,7 @@ def solve(
 
     **Raises:** `InputError` for negative `steps`; otherwise as `hypergradient`.
     """
-    if steps < 0:
-        raise InputError(f"steps = {steps}: the number of outer steps cannot be negative.")
+    count("steps", steps, 0)
     x0 = canonical(x0, "x0")
     check_problem(problem, x0, task, key)
     x, inner, info, certificate = _solve(problem, solver, adjoint, optimizer, x0, task, key, steps, warm_start)

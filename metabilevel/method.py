@@ -9,7 +9,7 @@ import jax
 from jaxtyping import PyTree
 
 from .batching import map_tasks
-from .errors import InputError
+from .errors import InputError, count
 from .estimators import AbstractEstimator
 from .problem import BilevelProblem, Inner, Key, Metrics, Outer, Task
 from .solvers import AbstractInnerSolver, AbstractIterativeSolver
@@ -83,6 +83,6 @@ def in_chunks(method: Method, task_chunk: int | None) -> Method:
 
     **Raises:** `InputError` for a chunk below one task.
     """
-    if task_chunk is not None and task_chunk < 1:
-        raise InputError(f"task_chunk = {task_chunk}: at least one task at a time.")
+    if task_chunk is not None:
+        count("task_chunk", task_chunk, 1)
     return dataclasses.replace(method, estimator=dataclasses.replace(method.estimator, task_chunk=task_chunk))

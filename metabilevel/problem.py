@@ -22,6 +22,9 @@ Scalar: TypeAlias = Float[Array, ""]
 Metrics: TypeAlias = dict[str, Array]
 
 
+RESERVED = ("step", "loss", "failed", "inner_residual", "seconds")  # what a report says beside the metrics
+
+
 class BilevelProblem(eqx.Module):
     """Three functions of one task.
 
@@ -37,9 +40,27 @@ class BilevelProblem(eqx.Module):
     outer_loss: Callable[[Outer, Inner, Task, Key], Scalar | tuple[Scalar, Metrics]]
 
     def objective(self, x: Outer, y: Inner, task: Task, key: Key) -> tuple[Any, Any]:
-        """F with its metrics; an outer loss that gives none has an empty dictionary of them."""
-        result = self.outer_loss(x, y, task, key)
-        return result if isinstance(result, tuple) else (result, {})
+        """F with its metrics as arrays; an outer loss that gives none has an empty dictionary of them.
+
+        **Raises:** `TypeError` for another shape of result, or a metric that is no array or has a reserved name.
+        """
+        match self.outer_loss(x, y, task, key):
+            case (value, dict() as metrics):
+                pass
+            case tuple():
+                raise TypeError("outer_loss must give a scalar, or (scalar, {name: array of a metric}).")
+            case value:
+                metrics = {}
+        for name, metric in metrics.items():
+            if name in RESERVED:
+                raise TypeError(
+                    f"outer_loss gives a metric {name!r}: {', '.join(RESERVED)} are names of the library's own."
+                )
+            if isinstance(metric, dict | list | tuple | str):
+                raise TypeError(
+                    f"outer_loss gives a metric {name!r} of type {type(metric).__name__}: an array is wanted."
+                )
+        return jnp.asarray(value), {name: jnp.asarray(metric) for name, metric in metrics.items()}
 
 
 def canonical(tree: PyTree, name: str) -> PyTree:
@@ -69,16 +90,13 @@ def check_problem(problem: BilevelProblem, x: Outer, task: Task, key: Key) -> No
 
     **Raises:** `TypeError`, before anything is compiled.
     """
-    y = jax.eval_shape(problem.init, x, task, key)
+    y = eqx.filter_eval_shape(problem.init, x, task, key)
     for path, leaf in jax.tree_util.tree_leaves_with_path(y):
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             where = jax.tree_util.keystr(path)
             raise TypeError(f"init gives y{where} of type {leaf.dtype}: inner variables must be floating arrays.")
-    _require_scalar("inner_loss", jax.eval_shape(problem.inner_loss, x, y, task, key))
-    value, metrics = jax.eval_shape(problem.objective, x, y, task, key)
-    _require_scalar("outer_loss", value)
-    if not isinstance(metrics, dict):
-        raise TypeError("outer_loss gives metrics that are no dictionary: (scalar, {name: array}) is wanted.")
+    _require_scalar("inner_loss", eqx.filter_eval_shape(problem.inner_loss, x, y, task, key))
+    _require_scalar("outer_loss", eqx.filter_eval_shape(problem.objective, x, y, task, key)[0])
 
 
 def _require_scalar(name: str, out: Any) -> None:

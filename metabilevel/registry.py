@@ -6,6 +6,7 @@ The bundled plugins register in the same way as an outside one:
     my-method = "my_package.my_module:my_method"
 """
 
+import inspect
 import os
 import re
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from functools import wraps
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from .errors import PluginError, did_you_mean
+from .errors import InputError, PluginError, did_you_mean
 from .schema import configure, options, positional
 
 METHODS, TASKS, REPRO, DATA = (f"metabilevel.{kind}" for kind in ("methods", "tasks", "repro", "data"))
@@ -104,8 +105,14 @@ def _factory(group: str, name: str, arity: int, wanted: str) -> Callable[..., An
     except PluginError as error:
         raise PluginError(f"The {KINDS[group]} {entry.name!r} of {entry}: {error}") from error
 
+    annotations = [p.annotation for p in inspect.signature(factory, eval_str=True).parameters.values()]
+    wanted_type = annotations[0] if arity and annotations[0] is not inspect.Parameter.empty else None
+
     @wraps(factory)
     def checked(*subject: Any, **given: Any) -> Any:
+        if subject and isinstance(wanted_type, type) and not isinstance(subject[0], wanted_type):
+            got, hint = type(subject[0]).__name__, " Give tasks.subject." if hasattr(subject[0], "subject") else ""
+            raise InputError(f"{entry.name} is built on a {wanted_type.__name__}, and was given a {got}.{hint}")
         return factory(*subject, **configure(factory, given))
 
     return checked

@@ -59,7 +59,7 @@ class Option:
                     return value
             case Integral() if self.type is int:
                 return int(value)
-            case Real() if self.type is float and not math.isnan(value):
+            case Real() if self.type is float and math.isfinite(value):
                 return float(value)
         hint = did_you_mean(value, map(str, self.choices)) if isinstance(value, str) else ""
         raise OptionError(f"Option {self.name!r} is {value!r}, and must be {self.allowed}.{hint}")

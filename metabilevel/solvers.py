@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
-from .errors import InputError
+from .errors import count
 from .problem import BilevelProblem, Inner, Key, Outer, Task
 
 GradientFn: TypeAlias = Callable[[Inner], Inner]
@@ -60,8 +60,7 @@ class AbstractIterativeSolver(AbstractInnerSolver):
     steps: int = eqx.field(static=True, kw_only=True)
 
     def __check_init__(self):
-        if self.steps < 0:
-            raise InputError(f"steps = {self.steps}: the number of inner steps cannot be negative.")
+        count("steps", self.steps, 0)
 
     @abc.abstractmethod
     def init(self, x: Outer, y: Inner) -> PyTree:

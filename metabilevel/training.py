@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
-from .errors import InputError, NonFiniteError
+from .errors import InputError, NonFiniteError, count
 from .info import Info, all_finite, finite_mean
 from .method import Method, in_chunks, scalars
 from .problem import Key, Outer, Task, canonical
@@ -73,7 +73,7 @@ def fit(
 
     **Raises:** `InputError` for wrong arguments, before compilation; `NonFiniteError` under its policy.
     """
-    every = every or max(1, steps // 20)
+    every = max(1, steps // 20) if every is None else every
     stages = train(
         method, tasks, optimizer, key=key, steps=steps, meta_batch=meta_batch, every=every, task_chunk=task_chunk,
         on_nonfinite=on_nonfinite,
@@ -114,8 +114,7 @@ def train(
     `state` is where to go on from. One compiled loop serves all stages, and where a stage ends changes no bit.
     """
     for name, value, least in [("steps", steps, 0), ("meta_batch", meta_batch, 1), ("every", every, 1)]:
-        if value < least:
-            raise InputError(f"{name} = {value}: at least {least} is wanted.")
+        count(name, value, least)
     if on_nonfinite not in get_args(OnNonfinite):
         raise InputError(f"on_nonfinite = {on_nonfinite!r}: 'raise' or 'mask' is wanted.")
     method = in_chunks(method, task_chunk)

@@ -51,7 +51,8 @@ def test_an_episode_that_is_not_finite_shows(key):
     [
         ({"episodes": 0}, "episodes = 0"),
         ({"split": "dev"}, "split = 'dev': one of train, valid, test"),
-        ({"steps": [1, -1]}, r"steps = \[1, -1\]"),
+        ({"steps": [1, -1]}, "steps = -1"),
+        ({"task_chunk": -1}, "task_chunk = -1"),
         ({"steps": []}, "numbers of inner steps"),
     ],
 )

@@ -99,7 +99,10 @@ def test_a_gradient_that_is_not_finite_says_so(key):
         ({}, {"w": jnp.arange(3), "reg": 0.1}, r"x\['w'\] holds int32, which has no gradient"),
         ({}, {"w": jnp.ones(3), "reg": "much"}, r"x\['reg'\] is str, not an array"),
         ({"inner_loss": lambda x, y, t, k: y}, None, "inner_loss must give one floating scalar"),
-        ({"outer_loss": lambda x, y, t, k: (y.sum(), 3)}, None, "outer_loss gives metrics that are no dictionary"),
+        ({"outer_loss": lambda x, y, t, k: (y.sum(), 3)}, None, "outer_loss must give a scalar, or"),
+        ({"outer_loss": lambda x, y, t, k: (y.sum(), {}, 3)}, None, "outer_loss must give a scalar, or"),
+        ({"outer_loss": lambda x, y, t, k: (y.sum(), {"loss": y.sum()})}, None, "names of the library's own"),
+        ({"outer_loss": lambda x, y, t, k: (y.sum(), {"a": {"b": y}})}, None, "metric 'a' of type dict"),
         ({"init": lambda x, t, k: jnp.arange(3)}, None, "init gives y of type int32"),
     ],
 )
@@ -152,3 +155,27 @@ def test_solve_keeps_the_last_finite_x(key):
 def test_negative_outer_steps_are_refused(key):
     with pytest.raises(mb.InputError, match="steps = -1"):
         mb.solve(quadratic()[0], jnp.ones(4), None, key=key, solver=SOLVERS["sgd"], optimizer=optax.sgd(1.0), steps=-1)
+
+
+@pytest.mark.parametrize("checkpoint", [None, "sqrt"])
+def test_mixed_mode_takes_what_a_problem_closes_over(checkpoint, x64, key):
+    problem = mb.BilevelProblem(
+        lambda x, t, k: jnp.zeros(2),
+        lambda x, y, t, k: jnp.sum((y - x) ** 4 * t),
+        lambda x, y, t, k: jnp.sum((y - t) ** 2),
+    )
+    solver, task = mb.GradientDescent(optax.sgd(0.1), 3), jnp.array([1.0, 2.0])
+    solve = lambda adjoint: mb.solve(
+        problem, jnp.ones(2), task, key=key, solver=solver, adjoint=adjoint, optimizer=optax.sgd(0.1), steps=3
+    )
+    plain, mixed = solve(mb.Unroll()), solve(mb.Unroll(checkpoint=checkpoint, mixed_mode=True))
+    np.testing.assert_allclose(mixed.x, plain.x, rtol=1e-12)
+
+
+def test_a_task_may_hold_anything(key):
+    problem = mb.BilevelProblem(
+        lambda x, t, k: x, lambda x, y, t, k: jnp.sum(t["f"](y) * t["w"]), lambda x, y, t, k: jnp.sum(y**2)
+    )
+    task = {"name": "a task", "f": jnp.tanh, "w": 2.0, "labels": jnp.arange(3)}
+    value, _, _ = mb.hypergradient(problem, jnp.ones(2), task, key=key, solver=SOLVERS["sgd"])
+    assert jnp.isfinite(value)

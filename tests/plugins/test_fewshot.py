@@ -131,10 +131,18 @@ def test_scratch_and_oracle_have_nothing_to_train(key):
 @pytest.mark.parametrize("wrong", [{"steps": -1}, {"steps": -3, "learning_rate": 0.1}])
 @pytest.mark.parametrize("name", ["maml", "fomaml", "reptile", "anil", "union", "scratch"])
 def test_negative_steps_are_refused(name, wrong):
-    with pytest.raises(mb.InputError, match="cannot be negative"):
+    with pytest.raises(mb.InputError, match=r"steps = -\d: an integer of 0 or more"):
         setting(name, **wrong)
 
 
 def test_a_family_without_truth_has_no_oracle():
     with pytest.raises(mb.InputError, match="nobody knows the best prediction"):
         mb.load_method("oracle")(mb.classification(mb.MLP(4, (8,), 3)))
+
+
+def test_a_method_built_on_the_tasks_says_what_it_wants():
+    tasks = mb.load_tasks("sinusoid")()
+    with pytest.raises(
+        mb.InputError, match=r"maml is built on a Learner, and was given a Sinusoid. Give tasks.subject"
+    ):
+        mb.load_method("maml")(tasks)
