@@ -24,9 +24,9 @@ class Curve:
     """
 
     name: str
-    x: Sequence[float]
-    y: Sequence[float]
-    band: Sequence[float] | None = None
+    x: Sequence[float | int]
+    y: Sequence[float | int]
+    band: Sequence[float | int] | None = None
     style: Literal["line", "paper", "truth", "data"] = "line"
 
 

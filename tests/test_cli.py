@@ -163,8 +163,8 @@ WRONG = {
 }
 WRONG_OPTIONS = {
     "--stps 3": "No such option '--stps'.",
-    "--steps 0": "'--steps': '0' is not an integer of 1 or more",
-    "--steps many": "'--steps': 'many' is not an integer of 1 or more",
+    "--steps 0": "'--steps': '0' is not an integer from 1 to 2147483647",
+    "--steps many": "'--steps': 'many' is not an integer from 1 to 2147483647",
     "--meta-batch -2": "'--meta-batch': '-2' is not an integer of 1 or more",
     "--task-chunk 0": "'--task-chunk': '0' is not an integer of 1 or more",
     "--seed 4294967296": "'--seed': '4294967296' is not an integer from 0 to 4294967295",
@@ -174,7 +174,7 @@ WRONG_OPTIONS = {
     "--first-order maybe": "Option '--first-order' is 'maybe', and must be true or false",
     "--checkpoint stpe": "must be one of step, sqrt or none. Did you mean 'step'?",
     "--inner-steps 1.5": "Option '--inner-steps' is '1.5', and must be an integer",
-    "--inner-steps -1": "maml: steps = -1: the number of inner steps cannot be negative",
+    "--inner-steps -1": "maml: steps = -1: an integer of 0 or more is wanted",
     "--task-option shots": "'--task-option': 'shots' is not of the form NAME=VALUE",
     "--task-option shotz=5": "'--task-option': There is no option 'shotz'. Did you mean 'shots'?",
     "--task-option shots=x": "Option 'shots' is 'x', and must be an integer",

@@ -4,7 +4,6 @@ from importlib.metadata import entry_points
 
 import pytest
 
-from metabilevel.data import data_folder
 from metabilevel.findings import PICTURE, RESULT, block
 from metabilevel.registry import REPRO, load
 
@@ -31,10 +30,10 @@ def test_numbers_and_claims_are_about_the_same_settings(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_smoke(name, tmp_path):
+def test_smoke(name, tmp_path, data_files):
     reproduction = load(REPRO, name)
-    if "omniglot" in name and not (data_folder() / "omniglot").is_dir():
-        pytest.skip("data set absent: omniglot")
+    if "omniglot" in name:
+        data_files("omniglot", "omniglot28.npz")
     report = reproduction.run("smoke", progress=False)
     measured = {row.setting for row in report.rows if row.ours is not None}
     assert set(reproduction.promised("smoke")) <= measured
