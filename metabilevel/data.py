@@ -149,8 +149,11 @@ def files(dataset: DataSet) -> tuple[Path, ...]:
         try:
             download(file.url, paths[file], file.checksum)
         except InputError as error:
-            by_hand = f"Put it at {paths[file]} by hand, or try again: metabilevel data fetch {dataset.name}"
-            raise DataError(f"{error}\n{by_hand}") from error
+            remedy = (
+                f"Put it at {paths[file]} by hand, name the folder where it lies in METABILEVEL_DATA, or try again: "
+                f"metabilevel data fetch {dataset.name}"
+            )
+            raise DataError(f"{error}\n{remedy}") from error
     return tuple(paths.values())
 
 

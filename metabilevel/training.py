@@ -13,7 +13,7 @@ from jaxtyping import Array, PyTree
 from .errors import InputError, NonFiniteError, count
 from .info import Info, all_finite, finite_mean
 from .method import Method, in_chunks, scalars
-from .problem import Key, Outer, Task, canonical
+from .problem import Key, Outer, Task, canonical, check_problem
 from .progress import track
 from .tasks import TaskDistribution, sample_batch
 
@@ -91,6 +91,7 @@ def start(method: Method, tasks: TaskDistribution, optimizer: Any, key: Key, met
     k_x, k_tasks, k_carry = jax.random.split(jax.random.fold_in(key, BEFORE_STEP_0), 3)
     x = canonical(method.init(k_x), "x")
     batch = sample_batch(tasks, k_tasks, "train", meta_batch)
+    check_problem(method.problem, x, jax.tree.map(lambda a: a[0], batch), k_carry)
     carry = method.estimator.init(x, batch, k_carry)
     info = jax.eval_shape(lambda: method.estimator(x, batch, carry, k_carry)[2].mean())
     return TrainState(x, optimizer.init(x), carry, jnp.zeros((), jnp.int32), _empty(scalars(info)))
