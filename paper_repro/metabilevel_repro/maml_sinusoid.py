@@ -24,6 +24,7 @@ class Settings:
     cosine_decay: bool = False
     init: Literal["fan-in", "truncated-normal"] = "truncated-normal"
     episodes: int = 600
+    methods: tuple[str, ...] = tuple(METHODS)
     shots: tuple[int, ...] = (5, 10, 20)
     rates: tuple[float, ...] = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05)
 
@@ -72,7 +73,7 @@ def experiment(s: Settings, lab: Lab) -> Outcome:
     sinusoid = mb.load_tasks("sinusoid")
     training = sinusoid(shots=10, queries=10, init=s.init)
     rate = optax.cosine_decay_schedule(s.learning_rate, s.iterations) if s.cosine_decay else s.learning_rate
-    make = {name: mb.load_method(plugin) for name, plugin in METHODS.items()}
+    make = {name: mb.load_method(METHODS[name]) for name in s.methods}
     trained = {
         name: lab.fit(f"{name}: training", method(training.subject, learning_rate=ALPHA), training, optax.adam(rate),
                       steps=s.iterations, meta_batch=s.meta_batch)
@@ -136,7 +137,7 @@ REPRODUCTION = Reproduction(
     claims=CLAIMS,
     scales={
         "smoke": Scale(
-            replace(SMALL, iterations=300, episodes=50, shots=(5,)),
+            replace(SMALL, iterations=300, episodes=50, methods=("MAML", "pretrained"), shots=(5,)),
             "The small protocol, cut to 300 iterations and 50 test tasks of 5 shots: shows that it runs, and no more.",
             ("Far too short to compare numbers.",),
             tuple(p.setting for p in PUBLISHED if not p.setting.startswith("5-shot")),
