@@ -12,7 +12,8 @@ Nothing here imports jax before an experiment runs.
 import hashlib
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -71,12 +72,14 @@ class Scale:
     - `protocol`: what is done, in words.
     - `departures`: each way in which that is not what the paper did.
     - `unmeasured`: published settings that are left out.
+    - `compile_quickly`: XLA optimises little, which pays where next to nothing is computed; speeds then mean nothing.
     """
 
     settings: Any
     protocol: str
     departures: tuple[str, ...] = ()
     unmeasured: tuple[str, ...] = ()
+    compile_quickly: bool = False
 
 
 class Outcome(NamedTuple):
@@ -114,7 +117,8 @@ class Reproduction:
         """
         chosen = self._scale(scale)
         lab, begun = Lab(seed, progress), time.perf_counter()
-        outcome = self.experiment(chosen.settings, lab)
+        with _compiling(quickly=chosen.compile_quickly):
+            outcome = self.experiment(chosen.settings, lab)
         seconds = time.perf_counter() - begun
         measured = {name: _measured(value) for name, value in outcome.measured.items()}
         settings = asdict(chosen.settings)
@@ -166,6 +170,20 @@ class Reproduction:
         blocks = list(dict.fromkeys(map(block, settings)))
         ordered = sorted(settings, key=lambda setting: blocks.index(block(setting)))
         return tuple(Row(setting, published.get(setting), measured.get(setting)) for setting in ordered)
+
+
+@contextmanager
+def _compiling(*, quickly: bool) -> Iterator[None]:
+    """JAX's choice between quick compilation and quick code, put back at the end."""
+    import jax
+
+    option = "jax_disable_most_optimizations"
+    before = jax.config.read(option)
+    jax.config.update(option, quickly or before)
+    try:
+        yield
+    finally:
+        jax.config.update(option, before)
 
 
 def percent(interval: "Interval") -> "Interval":
