@@ -27,6 +27,7 @@ class Learner(eqx.Module):
       queries are normalised together, and so inform one another; if false, each query is predicted in a batch of
       the support set and itself alone (Nichol et al. 2018, section 6.1).
     - `oracle(task, inputs) -> outputs`: the best possible prediction, where the truth behind a task is known.
+    - `pool`: how many training tasks there are, where they are finitely many and carry their number (`Episode.id`).
     """
 
     network: AbstractNetwork
@@ -34,6 +35,7 @@ class Learner(eqx.Module):
     metrics: Callable[[Array, Array], Metrics] = lambda outputs, targets: {}
     transductive: bool = eqx.field(static=True, default=True)
     oracle: Callable[[Task, Array], Array] | None = None
+    pool: int | None = eqx.field(static=True, default=None)
 
     def init(self, key: Key) -> Inner:
         return self.network.init(key)
@@ -82,11 +84,11 @@ def accuracy(outputs: Array, targets: Array) -> Metrics:
     return {"accuracy": jnp.mean(outputs.argmax(-1) == targets, dtype=outputs.dtype)}
 
 
-def regression(network: AbstractNetwork, oracle: Callable[[Task, Array], Array] | None = None) -> Learner:
-    """Mean squared error."""
-    return Learner(network, squared_error, oracle=oracle)
+def regression(network: AbstractNetwork, **fields: Any) -> Learner:
+    """Mean squared error; `fields` are further ones of `Learner`."""
+    return Learner(network, squared_error, **fields)
 
 
 def classification(network: AbstractNetwork, *, transductive: bool = True, **fields: Any) -> Learner:
-    """Cross-entropy, with the accuracy as a metric."""
+    """Cross-entropy, with the accuracy as a metric; `fields` are further ones of `Learner`."""
     return Learner(network, cross_entropy, accuracy, transductive=transductive, **fields)

@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import equinox as eqx
 import jax
 from equinox import AbstractVar
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from .problem import Key, Task
 
@@ -21,11 +21,16 @@ class Data(NamedTuple):
 
 
 class Episode(NamedTuple):
-    """A supervised task: adapt on `support`, judge on `query`. `truth` is what generated it, where that is known."""
+    """A supervised task: adapt on `support`, judge on `query`.
+
+    `truth` is what generated it, where that is known. `id` is its number where training has finitely many tasks, each
+    visited again and again with other examples: below `Learner.pool` in training, and -1 for any other task.
+    """
 
     support: Data
     query: Data
     truth: PyTree = None
+    id: Int[Array, ""] | None = None
 
 
 class TaskDistribution(eqx.Module):
