@@ -1,7 +1,7 @@
 """Networks as pairs of functions: `outputs = head(params["head"], body(params["body"], inputs))`.
 
 Parameters are plain pytrees of floating arrays, since an inner solver makes new ones for every task; a network
-itself holds static sizes and names only, and has neither state nor randomness when it is applied.
+itself holds static sizes and names only, and has no state when it is applied.
 
 Tasks have weights of their own, and `jax.vmap` of a convolution over its weights is a grouped convolution, whose
 gradients XLA computes on a CPU a hundred times more slowly than a matrix product. Here every convolution is
@@ -50,8 +50,8 @@ class AbstractNetwork(eqx.Module):
         """Fresh parameters `{"body": ..., "head": ...}` of the default floating type."""
 
     @abc.abstractmethod
-    def body(self, params: Inner, inputs: Float[Array, "n ..."]) -> Float[Array, "n d"]:
-        """Features of a batch."""
+    def body(self, params: Inner, inputs: Float[Array, "n ..."], key: Key | None = None) -> Float[Array, "n d"]:
+        """Features of a batch. `key` is the randomness of regularisers in training; None, at test, for none of them."""
 
     @abc.abstractmethod
     def head(self, params: Inner, features: Float[Array, "n d"]) -> Float[Array, "n out"]:
@@ -104,7 +104,7 @@ class MLP(AbstractNetwork):
         *body, head = [_layer(k, shape, self.init_weights) for k, shape in zip(keys, shapes, strict=True)]
         return {"body": body, "head": head}
 
-    def body(self, params: Inner, inputs: Float[Array, "n ..."]) -> Float[Array, "n d"]:
+    def body(self, params: Inner, inputs: Float[Array, "n ..."], key: Key | None = None) -> Float[Array, "n d"]:
         hidden = inputs.reshape(inputs.shape[0], self.in_size)
         for layer in params:
             hidden = hidden @ layer["weights"]
@@ -181,7 +181,7 @@ class ConvNet(AbstractNetwork):
             body.append(layer | {"scale": jnp.ones(self.filters)} if self.scale else layer)
         return {"body": body, "head": _layer(last, (self.features, self.out_size), self.init_head)}
 
-    def body(self, params: Inner, inputs: Float[Array, "n h w c"]) -> Float[Array, "n d"]:
+    def body(self, params: Inner, inputs: Float[Array, "n h w c"], key: Key | None = None) -> Float[Array, "n d"]:
         maps, pooled = inputs, self.down == "max-pool"
         for layer in params:
             maps = normalise(conv2d(layer["weights"], maps, stride=1 if pooled else 2))
