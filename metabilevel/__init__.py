@@ -37,7 +37,9 @@ if TYPE_CHECKING:
     from .solvers import AbstractInnerSolver as AbstractInnerSolver
     from .solvers import AbstractIterativeSolver as AbstractIterativeSolver
     from .solvers import ClosedForm as ClosedForm
+    from .solvers import Descent as Descent
     from .solvers import GradientDescent as GradientDescent
+    from .solvers import Trajectory as Trajectory
     from .tasks import Data as Data
     from .tasks import Episode as Episode
     from .tasks import TaskDistribution as TaskDistribution
@@ -57,7 +59,7 @@ _HOME = {
     "problem": "BilevelProblem",
     "registry": "load_method load_tasks",
     "hypergradients": "Solution hypergradient solve",
-    "solvers": "AbstractInnerSolver AbstractIterativeSolver ClosedForm GradientDescent",
+    "solvers": "AbstractInnerSolver AbstractIterativeSolver ClosedForm Descent GradientDescent Trajectory",
     "tasks": "Data Episode TaskDistribution sample_batch",
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names.split()}

@@ -50,9 +50,7 @@ class Nested(AbstractEstimator):
 
     def __call__(self, x, tasks, carry, key):
         def loss(x, task, key):
-            k0, k1 = jax.random.split(key)
-            y0 = self.problem.init(x, task, k0)
-            value, (metrics, residual, _) = solved(self.problem, self.solver, self.adjoint, x, y0, task, k1)
+            value, (metrics, residual, _) = solved(self.problem, self.solver, self.adjoint, x, task, key)
             return value, (metrics, residual)
 
         direction, losses, (metrics, residual), finite = task_gradient(loss, x, tasks, key, chunk=self.task_chunk)
@@ -62,8 +60,12 @@ class Nested(AbstractEstimator):
 class WarmStarted(AbstractEstimator):
     """As `Nested`, but the solve of slot `slot(task)` goes on from where that slot's last solve stopped.
 
-    A slot's first visit, and the visit after one that was not finite, start from `problem.init`. Tasks of one batch
-    that share a slot all start from what it held before the batch; the last of them in the batch is kept.
+    A slot's first visit, and the visit after one that was not finite, start from `problem.init`; so does a task whose
+    slot is none of 0 ... slots - 1, and of it nothing is kept. Tasks of one batch that share a slot all start from
+    what it held before the batch; the last of them in the batch is kept.
+
+    **Arguments:** `part(y)` is the part of y that is kept (a head, say): a node of the pytree; the rest of y starts
+    from `problem.init` at every visit.
     """
 
     problem: BilevelProblem
@@ -71,28 +73,29 @@ class WarmStarted(AbstractEstimator):
     adjoint: AbstractAdjoint = Unroll()
     slots: int = eqx.field(static=True, default=1)
     slot: Callable[[Task], Any] = lambda task: 0
+    part: Callable[[Inner], PyTree] = lambda y: y
 
     def init(self, x, tasks, key):
-        y = jax.eval_shape(self.problem.init, x, jax.tree.map(lambda a: a[0], tasks), key)
-        table = jax.tree.map(lambda a: jnp.zeros((self.slots, *a.shape), a.dtype), y)
+        y = jax.eval_shape(lambda: self.problem.begin(x, jax.tree.map(lambda a: a[0], tasks), key)[1])
+        table = jax.tree.map(lambda a: jnp.zeros((self.slots, *a.shape), a.dtype), self.part(y))
         return table, jnp.zeros(self.slots, bool)
 
     def __call__(self, x, tasks, carry, key):
         table, filled = carry
         where = jnp.broadcast_to(jax.vmap(lambda task: jnp.asarray(self.slot(task)))(tasks), leading(tasks))
+        known = (where >= 0) & (where < self.slots)
 
         def loss(x, task, key, stored, warm):
-            k0, k1 = jax.random.split(key)
-            y0 = jax.tree.map(lambda a, b: jnp.where(warm, a, b), stored, self.problem.init(x, task, k0))
-            value, aux = solved(self.problem, self.solver, self.adjoint, x, y0, task, k1)
-            return value, aux
+            begin = lambda y0: warmed(y0, self.part, stored, warm)
+            value, (metrics, residual, y) = solved(self.problem, self.solver, self.adjoint, x, task, key, begin)
+            return value, (metrics, residual, self.part(y))
 
         stored = jax.tree.map(lambda a: a[where], table)
         direction, losses, (metrics, residual, y), finite = task_gradient(
-            loss, x, tasks, key, stored, filled[where], chunk=self.task_chunk
+            loss, x, tasks, key, stored, filled[where] & known, chunk=self.task_chunk
         )
         later = jnp.triu(where[:, None] == where[None, :], k=1).any(1)
-        into = jnp.where(later, self.slots, where)  # beyond the table, hence dropped
+        into = jnp.where(known & ~later, where, self.slots)  # beyond the table, hence dropped
         table = jax.tree.map(lambda a, b: a.at[into].set(b, mode="drop"), table, y)
         filled = filled.at[into].set(finite & jax.vmap(all_finite)(y), mode="drop")
         return direction, (table, filled), Info(losses, metrics, certify(residual, finite), finite)
@@ -103,17 +106,26 @@ def solved(
     solver: AbstractInnerSolver,
     adjoint: AbstractAdjoint,
     x: Outer,
-    y0: Inner,
     task: Task,
     key: Key,
+    begin: Callable[[Inner], Inner] = lambda y0: y0,
 ) -> tuple[Scalar, tuple[dict, Scalar, Inner]]:
-    """F(x, y(x)) for one task, and beside it the metrics, the norm of the inner residual, and y as a constant."""
-    k_inner, k_outer = jax.random.split(key)
-    y = adjoint(problem, solver, x, y0, task, k_inner)
-    value, metrics = problem.objective(x, y, task, k_outer)
-    at = jax.lax.stop_gradient((x, y))
+    """F(x, y(x)) for one task, and beside it the metrics, the norm of the inner residual, and y as a constant.
+
+    `begin` replaces the y0 of the problem.
+    """
+    z, y0, k_solve = problem.begin(x, task, key)
+    k_inner, k_outer = jax.random.split(k_solve)
+    y = adjoint(problem, solver, z, begin(y0), task, k_inner)
+    value, metrics = problem.objective(z, y, task, k_outer)
+    at = jax.lax.stop_gradient((z, y))
     residual = norm(solver.residual(problem, *at, task, k_inner))
     return value, jax.lax.stop_gradient((metrics, residual, at[1]))
+
+
+def warmed(y0: Inner, part: Callable[[Inner], PyTree], stored: PyTree, warm: jax.Array) -> Inner:
+    """`y0` with its part `part(y0)` replaced by `stored`, if `warm`."""
+    return eqx.tree_at(part, y0, jax.tree.map(lambda a, b: jnp.where(warm, a, b), stored, part(y0)))
 
 
 def certify(residual: jax.Array, finite: jax.Array) -> Certificate:

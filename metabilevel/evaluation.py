@@ -94,7 +94,7 @@ def _block(
         task = tasks.sample(k_task, split)
         if steps is not None:
             return method.curve(x, task, k_adapt, steps)
-        return [method.judge(x, method.adapt(x, task, k_adapt), task, k_adapt)]
+        return [method.test(x, task, k_adapt)]
 
     return map_tasks(one, keys, chunk=task_chunk)
 

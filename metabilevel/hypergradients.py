@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 
 from .adjoints import AbstractAdjoint, Unroll
 from .errors import count
-from .estimators import Nested, WarmStarted, certify, solved
+from .estimators import Nested, WarmStarted, certify, solved, warmed
 from .info import Certificate, Info, Result, all_finite
 from .method import Method
 from .problem import BilevelProblem, Inner, Key, Outer, Scalar, Task, canonical, check_problem
@@ -21,12 +21,7 @@ from .training import outer_step
 
 @eqx.filter_jit
 def _hypergradient(problem, solver, adjoint, x, task, key):
-    k_init, k_solve = jax.random.split(key)
-
-    def loss(x):
-        y0 = problem.init(x, task, k_init)
-        return solved(problem, solver, adjoint, x, y0, task, k_solve)
-
+    loss = lambda x: solved(problem, solver, adjoint, x, task, key)
     (value, (metrics, residual, y)), grad = jax.value_and_grad(loss, has_aux=True)(x)
     finite = all_finite(value, grad)
     return value, grad, Info(value, metrics, certify(residual, finite), finite, y)
@@ -106,11 +101,12 @@ def _solve(given, solver, adjoint, optimizer, x, task, key, steps, warm_start):
         lambda x, _, key: given.init(x, task, key),
         lambda x, y, _, key: given.inner_loss(x, y, task, key),
         lambda x, y, _, key: given.outer_loss(x, y, task, key),
+        lambda x, _, key: given.prepare(x, task, key),
     )
     batch = jnp.zeros(1)
     estimator = (WarmStarted if warm_start else Nested)(problem, solver, adjoint)
     method = Method(problem, lambda key: x, estimator, solver)
-    k_carry, k_steps, k_init, k_last = jax.random.split(key, 4)
+    k_carry, k_steps, k_last = jax.random.split(key, 3)
 
     def one(state: tuple[Outer, PyTree, PyTree], k: Key) -> Any:
         x, opt, carry = state
@@ -119,10 +115,10 @@ def _solve(given, solver, adjoint, optimizer, x, task, key, steps, warm_start):
 
     state = (x, optimizer.init(x), estimator.init(x, batch, k_carry))
     (x, _, carry), infos = jax.lax.scan(one, state, jax.random.split(k_steps, steps))
-    y0 = problem.init(x, None, k_init)
+    begin = lambda y0: y0
     if carry is not None:
-        table, filled = carry
-        y0 = jax.tree.map(lambda a, b: jnp.where(filled[0], a[0], b), table, y0)
-    value, (_, residual, y) = solved(problem, solver, adjoint, x, y0, None, k_last)
+        stored, warm = jax.tree.map(lambda a: a[0], carry)
+        begin = lambda y0: warmed(y0, estimator.part, stored, warm)
+    value, (_, residual, y) = solved(problem, solver, adjoint, x, None, k_last, begin)
     finite = infos.finite.all() & all_finite(value, y)
     return x, y, infos, certify(residual, finite)

@@ -57,12 +57,15 @@ class Learner(eqx.Module):
 
     def test(self, params: Inner, query: Data, support: Data) -> tuple[Scalar, Metrics]:
         """The loss and metrics on `query` under the learner's protocol: an outer objective."""
+        features = self.features(params["body"], query.inputs, support.inputs)
+        return self.judge(self.network.head(params["head"], features), query)
+
+    def features(self, body: Inner, query: Array, support: Array, key: Key | None = None) -> Array:
+        """Features [n, d] of the inputs `query` under the learner's protocol; `key` as in `AbstractNetwork.body`."""
         if self.transductive or not self.network.batch_statistics:
-            outputs = self.predict(params, query.inputs)
-        else:
-            beside = lambda q: self.predict(params, jnp.concatenate([support.inputs, q[None]]))[-1]
-            outputs = jax.vmap(beside)(query.inputs)
-        return self.judge(outputs, query)
+            return self.network.body(body, query, key)
+        beside = lambda q: self.network.body(body, jnp.concatenate([support, q[None]]), key)[-1]
+        return jax.vmap(beside)(query)
 
     def judge(self, outputs: Array, query: Data) -> tuple[Scalar, Metrics]:
         """The loss and metrics of given outputs."""

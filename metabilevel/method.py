@@ -32,39 +32,38 @@ class Method(eqx.Module):
 
     def adapt(self, x: Outer, task: Task, key: Key) -> Inner:
         """y for one task."""
-        k_init, k_inner = jax.random.split(key)
-        return self.solver.solve(self.problem, x, self.problem.init(x, task, k_init), task, k_inner)
+        z, y0, k_inner = self.problem.begin(x, task, key)
+        return self.solver.solve(self.problem, z, y0, task, k_inner)
 
-    def judge(self, x: Outer, y: Inner, task: Task, key: Key) -> Metrics:
-        """The outer loss, as `loss`, and the metrics of one adapted task."""
-        loss, metrics = self.problem.objective(x, y, task, key)
-        return scalars({"loss": loss, **metrics})
+    def test(self, x: Outer, task: Task, key: Key) -> Metrics:
+        """The outer loss, as `loss`, and the metrics of one task, adapted first."""
+        z, y0, k_inner = self.problem.begin(x, task, key)
+        return self._judge(z, self.solver.solve(self.problem, z, y0, task, k_inner), task, key)
 
     def score(self, x: Outer, tasks: PyTree, key: Key) -> Metrics:
-        """Mean loss and metrics over a batch of tasks, each adapted first."""
-
-        def one(task, key):
-            return self.judge(x, self.adapt(x, task, key), task, key)
-
+        """Mean of `test` over a batch of tasks."""
         keys = jax.random.split(key, len(jax.tree.leaves(tasks)[0]))
-        return jax.tree.map(lambda a: a.mean(0), map_tasks(one, tasks, keys))
+        return jax.tree.map(lambda a: a.mean(0), map_tasks(lambda *one: self.test(x, *one), tasks, keys))
 
     def curve(self, x: Outer, task: Task, key: Key, steps: Sequence[int]) -> list[Metrics]:
-        """`judge` after each of the increasing numbers of inner `steps`, in one walk along the inner path.
+        """`test` after each of the increasing numbers of inner `steps`, in one walk along the inner path.
 
         **Raises:** `InputError` where the inner solver takes no steps.
         """
         solver = self.solver
         if not isinstance(solver, AbstractIterativeSolver):
             raise InputError(f"steps = {list(steps)}: the inner solver {type(solver).__name__} takes no steps.")
-        k_init, k_inner = jax.random.split(key)
-        y = self.problem.init(x, task, k_init)
-        point, done, rows = (y, solver.init(x, y)), 0, []
+        z, y, k_inner = self.problem.begin(x, task, key)
+        point, done, rows = (y, solver.init(z, y)), 0, []
         for stop in steps:
-            point, _ = solver.path(self.problem, x, point, task, k_inner, start=done, stop=stop)
+            point, _ = solver.path(self.problem, z, point, task, k_inner, start=done, stop=stop)
             done = stop
-            rows.append(self.judge(x, point[0], task, key))
+            rows.append(self._judge(z, point[0], task, key))
         return rows
+
+    def _judge(self, z: Outer, y: Inner, task: Task, key: Key) -> Metrics:
+        loss, metrics = self.problem.objective(z, y, task, key)
+        return scalars({"loss": loss, **metrics})
 
 
 def scalars(metrics: dict[str, Any]) -> dict[str, Any]:

@@ -26,18 +26,28 @@ RESERVED = ("step", "loss", "failed", "inner_residual", "seconds")  # what a rep
 
 
 class BilevelProblem(eqx.Module):
-    """Three functions of one task.
+    """Three functions of one task, and a fourth that spares work.
 
     **Arguments:**
 
     - `init(x, task, key) -> y0`: where the inner solve starts.
     - `inner_loss(x, y, task, key) -> scalar`: G, which the inner solver lowers. It may draw a minibatch by `key`.
     - `outer_loss(x, y, task, key) -> scalar`, or `(scalar, metrics)` with a dictionary of arrays: F.
+    - `prepare(x, task, key) -> z`: what depends on x and the task but not on y (the features of a body that does not
+      adapt, say), computed once a task. z takes the place of x in the other three and in the inner solver; every
+      adjoint differentiates in z, and the chain rule does the rest. z = x if it is not given.
     """
 
     init: Callable[[Outer, Task, Key], Inner]
     inner_loss: Callable[[Outer, Inner, Task, Key], Scalar]
     outer_loss: Callable[[Outer, Inner, Task, Key], Scalar | tuple[Scalar, Metrics]]
+    prepare: Callable[[Outer, Task, Key], Outer] = lambda x, task, key: x
+
+    def begin(self, x: Outer, task: Task, key: Key) -> tuple[Outer, Any, Key]:
+        """z, y0, and a key for what follows."""
+        k_init, k_solve, k_prepare = jax.random.split(key, 3)
+        z = self.prepare(x, task, k_prepare)
+        return z, self.init(z, task, k_init), k_solve
 
     def objective(self, x: Outer, y: Inner, task: Task, key: Key) -> tuple[Any, Any]:
         """F with its metrics as arrays; an outer loss that gives none has an empty dictionary of them.
@@ -86,11 +96,11 @@ def canonical(tree: PyTree, name: str) -> PyTree:
 
 
 def check_problem(problem: BilevelProblem, x: Outer, task: Task, key: Key) -> None:
-    """Evaluates the three functions in the abstract and says which of them gives what it must not.
+    """Evaluates the functions in the abstract and says which of them gives what it must not.
 
     **Raises:** `TypeError`, before anything is compiled.
     """
-    y = eqx.filter_eval_shape(problem.init, x, task, key)
+    x, y, _ = eqx.filter_eval_shape(problem.begin, x, task, key)
     for path, leaf in jax.tree_util.tree_leaves_with_path(y):
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             where = jax.tree_util.keystr(path)

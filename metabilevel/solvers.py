@@ -54,10 +54,14 @@ class AbstractIterativeSolver(AbstractInnerSolver):
 
     A subclass gives `init(x, y) -> state` and `step(x, gradient_fn, y, state) -> (y, state)`.
 
+    **Arguments:** `minibatch(task, key, i) -> task` is what step i sees of the task, the whole of it if None; `key` is
+    one for all the steps of a solve, so that they can be cut out of one shuffle.
+
     **Raises:** `InputError` for a negative number of steps; zero give y = y0.
     """
 
     steps: int = eqx.field(static=True, kw_only=True)
+    minibatch: Callable[[Task, Key, Any], Task] | None = eqx.field(default=None, kw_only=True)
 
     def __check_init__(self):
         count("steps", self.steps, 0)
@@ -91,7 +95,8 @@ class AbstractIterativeSolver(AbstractInnerSolver):
 
         def body(point: tuple[Inner, PyTree], i: Any) -> tuple[tuple[Inner, PyTree], Any]:
             k = jax.random.fold_in(key, i)
-            point = self.step(x, lambda y: grad(problem, x, y, task, k), *point)
+            seen = self.minibatch(task, key, i) if self.minibatch else task
+            point = self.step(x, lambda y: grad(problem, x, y, seen, k), *point)
             return point, None if read is None else read(point[0])
 
         return scan(body, point, jnp.arange(start, self.steps if stop is None else stop))
@@ -112,9 +117,15 @@ class GradientDescent(AbstractIterativeSolver):
 
     transformation: optax.GradientTransformation
 
-    def __init__(self, transformation: optax.GradientTransformation, steps: int):
+    def __init__(
+        self,
+        transformation: optax.GradientTransformation,
+        steps: int,
+        minibatch: Callable[[Task, Key, Any], Task] | None = None,
+    ):
         self.transformation = transformation
         self.steps = steps
+        self.minibatch = minibatch
 
     def init(self, x, y):
         return self.transformation.init(y)
@@ -124,16 +135,53 @@ class GradientDescent(AbstractIterativeSolver):
         return optax.apply_updates(y, updates), state
 
 
+class Descent(AbstractIterativeSolver):
+    """y_{i+1} = y_i - rate(x, i) g_i, with a rate that is, or depends on, an outer variable (Meta-SGD, LSLR).
+
+    **Arguments:** `rate(x, i)` is a scalar, or a pytree that `y` begins with: one rate for a leaf, or for every entry.
+    """
+
+    rate: Callable[[Outer, Any], PyTree]
+
+    def init(self, x, y):
+        return jnp.zeros((), jnp.int32)
+
+    def step(self, x, gradient_fn, y, state):
+        move = lambda rate, y, g: jax.tree.map(lambda a, b: a - rate * b, y, g)
+        return jax.tree.map(move, self.rate(x, state), y, gradient_fn(y)), state + 1
+
+
+class Trajectory(AbstractInnerSolver):
+    """The whole path of an iterative solver as the inner variable: y after every step, stacked along a first axis.
+
+    For outer losses of more than the last point (the multi-step loss of MAML++, differences of two steps). The
+    problem's inner loss and y0 are those of one point.
+    """
+
+    solver: AbstractIterativeSolver
+
+    def solve(self, problem, x, y0, task, key, grad=inner_gradient, scan=jax.lax.scan):
+        start = (y0, self.solver.init(x, y0))
+        return self.solver.path(problem, x, start, task, key, read=lambda y: y, grad=grad, scan=scan)[1]
+
+    def residual(self, problem, x, y, task, key):
+        return self.solver.residual(problem, x, jax.tree.map(lambda a: a[-1], y), task, key)
+
+
 class ClosedForm(AbstractInnerSolver):
     """y by a formula, `formula(x, task) -> y`, whose derivative is the formula's own.
 
-    `residual` is dG/dy, which shows whether the formula solves the inner problem that is stated beside it.
+    `residual` is dG/dy, which shows whether the formula solves the inner problem that is stated beside it; where y is
+    constrained, `stationarity(x, y, task)` is what vanishes in its place.
     """
 
     formula: Callable[[Outer, Task], Inner]
+    stationarity: Callable[[Outer, Inner, Task], PyTree] | None = None
 
     def solve(self, problem, x, y0, task, key, grad=inner_gradient, scan=jax.lax.scan):
         return self.formula(x, task)
 
     def residual(self, problem, x, y, task, key):
+        if self.stationarity is not None:
+            return self.stationarity(x, y, task)
         return inner_gradient(problem, x, y, task, key)
