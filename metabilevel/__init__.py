@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from .tasks import Data as Data
     from .tasks import Episode as Episode
     from .tasks import TaskDistribution as TaskDistribution
+    from .tasks import pooled as pooled
     from .tasks import sample_batch as sample_batch
     from .training import fit as fit
 
@@ -60,7 +61,7 @@ _HOME = {
     "registry": "load_method load_tasks",
     "hypergradients": "Solution hypergradient solve",
     "solvers": "AbstractInnerSolver AbstractIterativeSolver ClosedForm Descent GradientDescent Trajectory",
-    "tasks": "Data Episode TaskDistribution sample_batch",
+    "tasks": "Data Episode TaskDistribution pooled sample_batch",
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names.split()}
 __all__ = sorted(_MODULE)  # pyright: ignore[reportUnsupportedDunderAll]

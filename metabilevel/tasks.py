@@ -5,6 +5,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from equinox import AbstractVar
 from jaxtyping import Array, Float, Int, PyTree
 
@@ -49,3 +50,19 @@ class TaskDistribution(eqx.Module):
 def sample_batch(tasks: TaskDistribution, key: Key, split: Split, size: int) -> Task:
     """`size` independent tasks of `split`, stacked along a new leading axis."""
     return jax.vmap(lambda k: tasks.sample(k, split))(jax.random.split(key, size))
+
+
+def pooled(key: Key, pool: int | None, split: Split) -> tuple[Int[Array, ""] | None, Key, Key]:
+    """Which task of a pool of `pool` is drawn: its number, the key of the task, and the key of its examples.
+
+    The number is uniform, and the task's key a function of the number alone: a task of which it makes all but the
+    examples is the same at every visit, and in every larger pool. Outside training the number is -1, and without a
+    pool there is none; both keys are then `key`.
+    """
+    if pool is None:
+        return None, key, key
+    if split != "train":
+        return jnp.int32(-1), key, key
+    k_number, k_examples = jax.random.split(key)
+    number = jax.random.randint(k_number, (), 0, pool, jnp.int32)
+    return number, jax.random.fold_in(jax.random.key(0), number), k_examples

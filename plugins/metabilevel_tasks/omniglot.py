@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, UInt8
 
-from metabilevel import MLP, ConvNet, Data, Episode, InputError, Learner, TaskDistribution, classification, data
+from metabilevel import MLP, ConvNet, Data, Episode, InputError, Learner, TaskDistribution, classification, data, pooled
 
 from .omniglot_data import CHARACTERS, DRAWINGS, OMNIGLOT, SIDE, quarter_turns
 
@@ -32,15 +32,17 @@ class Omniglot(TaskDistribution):
     rotated: tuple[str, ...] = eqx.field(static=True)
 
     def sample(self, key, split):
-        k_character, k_drawing, k_turn = jax.random.split(key, 3)
-        pool, shots = self.characters[split], self.train_shots if split == "train" else self.shots
-        character = pool[_distinct(k_character, (), len(pool), self.ways)]
+        number, k_task, k_examples = pooled(key, self.subject.pool, split)
+        k_character, _, k_turn = jax.random.split(k_task, 3)
+        k_drawing = jax.random.split(k_examples, 3)[1]
+        members, shots = self.characters[split], self.train_shots if split == "train" else self.shots
+        character = members[_distinct(k_character, (), len(members), self.ways)]
         drawing = _distinct(k_drawing, (self.ways,), DRAWINGS, shots + self.queries)
         turns = len(self.bits) if split in self.rotated else 1
         turn = jax.random.randint(k_turn, (self.ways,), 0, turns)
         bits = self.bits[turn[:, None], character[:, None], drawing]
         images = jnp.unpackbits(bits, axis=-1, count=math.prod(_SHAPE)).astype(float).reshape(*drawing.shape, *_SHAPE)
-        return Episode(_labelled(images[:, :shots]), _labelled(images[:, shots:]))
+        return Episode(_labelled(images[:, :shots]), _labelled(images[:, shots:]), id=number)
 
 
 def _distinct(key, shape, size, count):
@@ -102,6 +104,7 @@ def omniglot(
     network: Literal["conv", "conv-flatten", "conv-max-pool", "mlp"] = "conv",
     filters: int = 64,
     transductive: bool = True,
+    pool: int | None = None,
 ) -> Omniglot:
     """N-way K-shot classification of drawings, 28 x 28; cross-entropy and accuracy. The default is Finn et al.'s.
 
@@ -119,6 +122,8 @@ def omniglot(
       strides (Vinyals et al.), mlp is Finn et al.'s net without convolutions.
     - `filters`: of every convolution.
     - `transductive`: whether the queries of a task are normalised together, and so inform one another.
+    - `pool`: training has so many tasks, each of fixed characters, turns and labels, visited again and again with
+      other drawings; if none, ever new ones.
 
     **Raises:** `InputError` for counts that the data do not have, `DataError` where the data cannot be had.
     """
@@ -128,6 +133,7 @@ def omniglot(
             raise InputError(f"{name} = {value!r}: one of {', '.join(allowed)} is wanted.")
     train_shots, queries = shots if train_shots is None else train_shots, shots if queries is None else queries
     counts = {"ways": ways, "shots": shots, "train_shots": train_shots, "queries": queries, "filters": filters}
+    counts |= {} if pool is None else {"pool": pool}
     for name, count in counts.items():
         if count < 1:
             raise InputError(f"{name} = {count}: at least 1 is wanted.")
@@ -141,7 +147,7 @@ def omniglot(
         raise InputError(
             f"ways = {ways}: at most {min(sizes.values())} with split = {split}, which has {named} characters."
         )
-    learner = classification(_NETWORKS[network](ways, filters), transductive=transductive)
+    learner = classification(_NETWORKS[network](ways, filters), transductive=transductive, pool=pool)
     members = {name: jnp.asarray(numbers, jnp.int32) for name, numbers in characters.items()}
     rotated = _ROTATED[rotate]
     bits = quarter_turns(data.load(OMNIGLOT)["bits"], 4 if rotated else 1)

@@ -237,6 +237,29 @@ def test_a_batch_is_its_tasks(bits, key):
             np.testing.assert_array_equal(together[i], leaf)
 
 
+def test_a_task_of_a_pool_keeps_its_classes_and_changes_its_drawings(known):
+    tasks = omniglot(ways=3, shots=2, pool=4)
+    batch = eqx.filter_jit(sample_batch)(tasks, jax.random.key(5), "train", 40)
+    assert tasks.subject.pool == 4
+    assert set(np.unique(batch.id)) == set(range(4))
+    kinds = {}
+    for number, inputs in zip(np.asarray(batch.id), batch.support.inputs, strict=True):
+        found = sources(known, inputs)
+        classes = tuple((c, t) for c, _, t in (min(source) for source in found))
+        kinds.setdefault(int(number), []).append((classes, inputs.tobytes()))
+    assert len({classes for visits in kinds.values() for classes, _ in visits}) == 4
+    for visits in kinds.values():
+        assert len({classes for classes, _ in visits}) == 1
+        assert len({content for _, content in visits}) > len(visits) / 2
+
+
+@pytest.mark.parametrize("part", ["valid", "test"])
+def test_other_tasks_are_in_no_pool(bits, key, part):
+    pooled, free = (eqx.filter_jit(omniglot(pool=pool).sample)(key, part) for pool in (4, None))
+    assert (int(pooled.id), free.id) == (-1, None)
+    np.testing.assert_array_equal(pooled.query.inputs, free.query.inputs)
+
+
 def test_the_default_floating_type_is_used(bits, key, x64):
     tasks = omniglot()
     episode = jax.eval_shape(lambda k: tasks.sample(k, "test"), key)
@@ -279,6 +302,7 @@ def test_the_drawings_are_an_argument_of_compiled_code(bits):
         ({"train_shots": -1}, "train_shots = -1: at least 1"),
         ({"queries": 0}, "queries = 0: at least 1"),
         ({"filters": 0}, "filters = 0: at least 1"),
+        ({"pool": 0}, "pool = 0: at least 1"),
         ({"shots": 11}, "shots = 11 and queries = 11: a character has 20 drawings"),
         ({"shots": 5, "queries": 16}, "shots = 5 and queries = 16: a character has 20 drawings"),
         ({"train_shots": 20}, "train_shots = 20 and queries = 1: a character has 20 drawings"),

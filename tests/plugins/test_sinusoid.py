@@ -39,7 +39,38 @@ def test_the_grid_is_for_the_test_alone():
     np.testing.assert_allclose(draw(3, "test", grid=True).query.inputs[1, :, 0], np.linspace(-5, 5, 50), rtol=1e-5)
 
 
-@pytest.mark.parametrize("wrong", [{"shots": 0}, {"queries": -1}, {"min_amplitude": 3.0, "max_amplitude": 1.0}])
+@pytest.mark.parametrize(
+    "wrong", [{"shots": 0}, {"queries": -1}, {"pool": 0}, {"min_amplitude": 3.0, "max_amplitude": 1.0}]
+)
 def test_wrong_options_are_refused(wrong):
     with pytest.raises(mb.InputError, match=f"{next(iter(wrong))} = "):
         draw(**wrong)
+
+
+def test_a_task_of_a_pool_keeps_its_sinusoid_and_changes_its_points():
+    tasks = draw(400, pool=7)
+    assert set(np.unique(tasks.id)) == set(range(7))
+    assert mb.load_tasks("sinusoid")(pool=7).subject.pool == 7
+    assert draw(4).id is None
+    for number in range(7):
+        mine = np.flatnonzero(tasks.id == number)
+        for value in tasks.truth.values():
+            assert len(np.unique(value[mine])) == 1
+        assert len(np.unique(tasks.support.inputs[mine, 0, 0])) == len(mine)
+    assert len(np.unique(tasks.truth["amplitude"])) == len(np.unique(tasks.truth["phase"])) == 7
+    a, b = (tasks.truth[name][:, None, None] for name in ("amplitude", "phase"))
+    np.testing.assert_allclose(tasks.query.targets, a * jnp.sin(tasks.query.inputs - b), rtol=1e-5, atol=1e-5)
+
+
+def test_a_larger_pool_contains_a_smaller_one():
+    small, large = draw(100, pool=3), draw(300, pool=12)
+    for number in range(3):
+        first = lambda tasks, number=number: tasks.truth["phase"][np.flatnonzero(tasks.id == number)[0]]
+        assert first(small) == first(large)
+
+
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_other_tasks_are_in_no_pool(split):
+    pooled, free = draw(20, split, pool=3), draw(20, split)
+    np.testing.assert_array_equal(pooled.id, -1)
+    np.testing.assert_array_equal(pooled.query.targets, free.query.targets)
