@@ -118,7 +118,7 @@ def _solve(given, solver, adjoint, optimizer, x, task, key, steps, warm_start):
     begin = lambda y0: y0
     if carry is not None:
         stored, warm = jax.tree.map(lambda a: a[0], carry)
-        begin = lambda y0: warmed(y0, estimator.part, stored, warm)
+        begin = lambda y0: warmed(y0, lambda y: y, stored, warm)
     value, (_, residual, y) = solved(problem, solver, adjoint, x, None, k_last, begin)
     finite = infos.finite.all() & all_finite(value, y)
     return x, y, infos, certify(residual, finite)

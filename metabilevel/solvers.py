@@ -152,7 +152,7 @@ class Descent(AbstractIterativeSolver):
 
 
 class Trajectory(AbstractInnerSolver):
-    """The whole path of an iterative solver as the inner variable: y after every step, stacked along a first axis.
+    """The whole path of an iterative solver as the inner variable: y_0, y_1, ..., stacked along a first axis.
 
     For outer losses of more than the last point (the multi-step loss of MAML++, differences of two steps). The
     problem's inner loss and y0 are those of one point.
@@ -162,7 +162,8 @@ class Trajectory(AbstractInnerSolver):
 
     def solve(self, problem, x, y0, task, key, grad=inner_gradient, scan=jax.lax.scan):
         start = (y0, self.solver.init(x, y0))
-        return self.solver.path(problem, x, start, task, key, read=lambda y: y, grad=grad, scan=scan)[1]
+        _, path = self.solver.path(problem, x, start, task, key, read=lambda y: y, grad=grad, scan=scan)
+        return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), y0, path)
 
     def residual(self, problem, x, y, task, key):
         return self.solver.residual(problem, x, jax.tree.map(lambda a: a[-1], y), task, key)

@@ -1,25 +1,32 @@
-"""ANIL (Raghu, Raghu, Bengio & Vinyals 2020, arXiv:1909.09157): MAML whose inner variable is the head alone."""
+"""MAML with a part of the network fixed in the inner loop."""
 
-import optax
+from metabilevel import Learner, Method, Unroll
 
-from metabilevel import BilevelProblem, GradientDescent, Learner, Method, Nested, Unroll
+from .descent import descent
+from .policy import Policy, policies
 
 
-def anil(learner: Learner, *, learning_rate: float = 0.1, steps: int = 5, first_order: bool = False) -> Method:
-    """Almost no inner loop: x = (body, head); y starts at the head and descends on the features of the fixed body.
+@policies(learning_rate=0.1, steps=5, adapts="head", head="meta")
+def anil(learner: Learner, train: Policy, test: Policy, *, first_order: bool = False) -> Method:
+    """Almost no inner loop: the head alone adapts, on features of the body that are computed once a task.
 
-    The body's support features do not change along the inner path and are computed once.
+    Raghu, Raghu, Bengio & Vinyals 2020, arXiv:1909.09157.
 
     **Arguments:**
 
-    - `learning_rate`: inner step size, on the mean support loss; any sign.
-    - `steps`: number of inner steps, 0 or more.
     - `first_order`: drops the inner Hessians.
     """
-    problem = BilevelProblem(
-        init=lambda x, task, key: x["head"],
-        inner_loss=lambda x, y, task, key: learner.fit({"body": x["body"], "head": y}, task.support),
-        outer_loss=lambda x, y, task, key: learner.test({"body": x["body"], "head": y}, task.query, task.support),
-    )
-    solver = GradientDescent(optax.sgd(learning_rate), steps=steps)
-    return Method(problem, learner.init, Nested(problem, solver, Unroll(first_order)), solver)
+    return descent(learner, train, test, Unroll(first_order))
+
+
+@policies(learning_rate=0.4, steps=1, adapts="body", head="meta")
+def boil(learner: Learner, train: Policy, test: Policy, *, first_order: bool = False) -> Method:
+    """Body only in the inner loop: the head is learned and stays, the features change.
+
+    Oh, Yoo, Kim & Yun 2021, arXiv:2008.08882.
+
+    **Arguments:**
+
+    - `first_order`: drops the inner Hessians.
+    """
+    return descent(learner, train, test, Unroll(first_order))
