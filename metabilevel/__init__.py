@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from .adjoints import AbstractAdjoint as AbstractAdjoint
     from .adjoints import StopGradient as StopGradient
     from .adjoints import Unroll as Unroll
+    from .embeddings import R2D2Net as R2D2Net
+    from .embeddings import ResNet12 as ResNet12
     from .errors import ComputationError as ComputationError
     from .errors import InputError as InputError
     from .errors import NonFiniteError as NonFiniteError
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "adjoints": "AbstractAdjoint StopGradient Unroll",
+    "embeddings": "R2D2Net ResNet12",
     "errors": "ComputationError InputError NonFiniteError",
     "estimators": "AbstractEstimator Nested WarmStarted",
     "evaluation": "Interval evaluate",

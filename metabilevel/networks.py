@@ -11,6 +11,7 @@ gradients XLA computes on a CPU a hundred times more slowly than a matrix produc
 import abc
 import itertools
 from collections.abc import Callable, Iterable
+from typing import Literal
 
 import equinox as eqx
 import jax
@@ -48,6 +49,12 @@ class AbstractNetwork(eqx.Module):
     @abc.abstractmethod
     def init(self, key: Key) -> Inner:
         """Fresh parameters `{"body": ..., "head": ...}` of the default floating type."""
+
+    @abc.abstractmethod
+    def activations(
+        self, params: Inner, inputs: Float[Array, "n ..."], key: Key | None = None
+    ) -> list[Float[Array, "n ..."]]:
+        """The output of every block of the body, in order; arguments as of `body`, which reads the last ones out."""
 
     @abc.abstractmethod
     def body(self, params: Inner, inputs: Float[Array, "n ..."], key: Key | None = None) -> Float[Array, "n d"]:
@@ -90,9 +97,9 @@ class MLP(AbstractNetwork):
     batch_norm: bool = eqx.field(static=True, default=False)
 
     def __check_init__(self):
-        _require_choice("activation", self.activation, _ACTIVATIONS)
-        _require_choice("init_weights", self.init_weights, _INITIALISERS)
-        _require_positive(in_size=self.in_size, widths=min(self.widths, default=1), out_size=self.out_size)
+        require_choice("activation", self.activation, _ACTIVATIONS)
+        require_choice("init_weights", self.init_weights, _INITIALISERS)
+        require_positive(in_size=self.in_size, widths=min(self.widths, default=1), out_size=self.out_size)
 
     @property
     def batch_statistics(self) -> bool:
@@ -101,19 +108,28 @@ class MLP(AbstractNetwork):
     def init(self, key: Key) -> Inner:
         shapes = list(itertools.pairwise((self.in_size, *self.widths, self.out_size)))
         keys = jax.random.split(key, len(shapes))
-        *body, head = [_layer(k, shape, self.init_weights) for k, shape in zip(keys, shapes, strict=True)]
+        *body, head = [new_layer(k, shape, self.init_weights) for k, shape in zip(keys, shapes, strict=True)]
         return {"body": body, "head": head}
 
-    def body(self, params: Inner, inputs: Float[Array, "n ..."], key: Key | None = None) -> Float[Array, "n d"]:
-        hidden = inputs.reshape(inputs.shape[0], self.in_size)
+    def activations(
+        self, params: Inner, inputs: Float[Array, "n ..."], key: Key | None = None
+    ) -> list[Float[Array, "n ..."]]:
+        hidden, outputs = self._flat(inputs), []
         for layer in params:
             hidden = hidden @ layer["weights"]
             hidden = (normalise(hidden) if self.batch_norm else hidden) + layer["bias"]
             hidden = _ACTIVATIONS[self.activation](hidden)
-        return hidden
+            outputs.append(hidden)
+        return outputs
+
+    def body(self, params: Inner, inputs: Float[Array, "n ..."], key: Key | None = None) -> Float[Array, "n d"]:
+        return self.activations(params, inputs, key)[-1] if self.widths else self._flat(inputs)
+
+    def _flat(self, inputs: Float[Array, "n ..."]) -> Float[Array, "n d"]:
+        return inputs.reshape(inputs.shape[0], self.in_size)
 
     def head(self, params: Inner, features: Float[Array, "n d"]) -> Float[Array, "n out"]:
-        return _affine(params, features)
+        return affine(params, features)
 
 
 class ConvNet(AbstractNetwork):
@@ -152,10 +168,10 @@ class ConvNet(AbstractNetwork):
     init_head: str = eqx.field(static=True, default="glorot-uniform")
 
     def __check_init__(self):
-        _require_choice("down", self.down, ("stride", "max-pool"))
-        _require_choice("readout", self.readout, ("mean", "flatten"))
-        _require_choice("init_head", self.init_head, _INITIALISERS)
-        _require_positive(in_shape=min(self.in_shape), out_size=self.out_size, filters=self.filters, blocks=self.blocks)
+        require_choice("down", self.down, ("stride", "max-pool"))
+        require_choice("readout", self.readout, ("mean", "flatten"))
+        require_choice("init_head", self.init_head, _INITIALISERS)
+        require_positive(in_shape=min(self.in_shape), out_size=self.out_size, filters=self.filters, blocks=self.blocks)
         if self.features == 0:
             raise InputError(f"blocks = {self.blocks}: nothing is left of {self.in_shape} after so many max-pools.")
 
@@ -176,22 +192,25 @@ class ConvNet(AbstractNetwork):
         *keys, last = jax.random.split(key, self.blocks + 1)
         body = []
         for channels, k in zip([self.in_shape[2]] + [self.filters] * (self.blocks - 1), keys, strict=True):
-            layer = _layer(k, (3, 3, channels, self.filters), "glorot-uniform")
-            layer["weights"] = jnp.moveaxis(layer["weights"], -1, 0)
-            body.append(layer | {"scale": jnp.ones(self.filters)} if self.scale else layer)
-        return {"body": body, "head": _layer(last, (self.features, self.out_size), self.init_head)}
+            body.append(new_convolution(k, 3, channels, self.filters, scale=self.scale))
+        return {"body": body, "head": new_layer(last, (self.features, self.out_size), self.init_head)}
+
+    def activations(
+        self, params: Inner, inputs: Float[Array, "n h w c"], key: Key | None = None
+    ) -> list[Float[Array, "n ..."]]:
+        maps, outputs, pooled = inputs, [], self.down == "max-pool"
+        for layer in params:
+            maps = normalised_convolution(layer, maps, stride=1 if pooled else 2)
+            maps = jax.nn.relu(max_pool(maps) if pooled else maps)
+            outputs.append(maps)
+        return outputs
 
     def body(self, params: Inner, inputs: Float[Array, "n h w c"], key: Key | None = None) -> Float[Array, "n d"]:
-        maps, pooled = inputs, self.down == "max-pool"
-        for layer in params:
-            maps = normalise(conv2d(layer["weights"], maps, stride=1 if pooled else 2))
-            maps = maps * layer["scale"] if self.scale else maps
-            maps = maps + layer["bias"]
-            maps = jax.nn.relu(max_pool(maps) if pooled else maps)
+        maps = self.activations(params, inputs, key)[-1]
         return maps.mean((1, 2)) if self.readout == "mean" else maps.reshape(maps.shape[0], -1)
 
     def head(self, params: Inner, features: Float[Array, "n d"]) -> Float[Array, "n out"]:
-        return _affine(params, features)
+        return affine(params, features)
 
 
 def conv2d(
@@ -229,16 +248,21 @@ def _patches(x: Float[Array, "n h w c"], kh: int, kw: int, s: int) -> Float[Arra
     return jnp.concatenate([r[:, :, b // s : b // s + w2, : (kw - b) * c] for r in rows for b in range(0, kw, s)], -1)
 
 
-def max_pool(maps: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c"]:
-    """The largest of every 2 x 2 square; an odd last row or column is left out, and NaN is larger than any number.
+def max_pool(maps: Float[Array, "n h w c"], stride: Literal[1, 2] = 2) -> Float[Array, "n h2 w2 c"]:
+    """The largest of every 2 x 2 square, or of all overlapping ones; NaN is larger than any number.
 
+    With stride 2 an odd last row or column is left out; with stride 1, h - 1 rows and w - 1 columns come of h and w.
     The derivative is that of the first largest entry. (Not `reshape(...).max`, whose derivative under `jax.jit` is
     wrong on CPU, nor `jnp.maximum`, whose derivative costs a division.)
     """
     n, h, w, c = maps.shape
-    squares = maps[:, : h // 2 * 2, : w // 2 * 2].reshape(n, h // 2, 2, w // 2, 2, c)
+    if stride == 2:
+        squares = maps[:, : h // 2 * 2, : w // 2 * 2].reshape(n, h // 2, 2, w // 2, 2, c)
+        corner = lambda i, j: squares[:, :, i, :, j]
+    else:
+        corner = lambda i, j: maps[:, i : h - 1 + i, j : w - 1 + j]
     larger = lambda a, b: jnp.where((a >= b) | jnp.isnan(a), a, b)
-    top, bottom = (larger(squares[:, :, i, :, 0], squares[:, :, i, :, 1]) for i in (0, 1))
+    top, bottom = (larger(corner(i, 0), corner(i, 1)) for i in (0, 1))
     return larger(top, bottom)
 
 
@@ -253,21 +277,37 @@ def normalise(x: Float[Array, "n *hw c"], eps: float = 1e-3) -> Float[Array, "n 
     return centred * jax.lax.rsqrt(jnp.mean(centred**2, axes) + eps)
 
 
-def _affine(params: Inner, features: Float[Array, "n d"]) -> Float[Array, "n out"]:
+def normalised_convolution(layer: Inner, maps: Float[Array, "n h w c"], stride: int = 1) -> Float[Array, "n h2 w2 d"]:
+    """gamma N(conv(maps)) + beta, with N = `normalise`; a `layer` without the factor gamma (`scale`) has none."""
+    maps = normalise(conv2d(layer["weights"], maps, stride))
+    return (maps * layer["scale"] if "scale" in layer else maps) + layer["bias"]
+
+
+def affine(params: Inner, features: Float[Array, "n d"]) -> Float[Array, "n out"]:
+    """features W + b."""
     return features @ params["weights"] + params["bias"]
 
 
-def _layer(key: Key, shape: tuple[int, ...], init: str) -> dict[str, Array]:
+def new_layer(key: Key, shape: tuple[int, ...], init: str) -> dict[str, Array]:
     """Weights [..., inputs, outputs] and a bias of zeros [outputs]."""
     return {"weights": _INITIALISERS[init](key, shape), "bias": jnp.zeros(shape[-1])}
 
 
-def _require_choice(name: str, given: str, allowed: Iterable[str]) -> None:
+def new_convolution(key: Key, size: int, channels: int, filters: int, scale: bool = True) -> dict[str, Array]:
+    """A layer of `normalised_convolution`: weights [filters, size, size, channels], shift, and factor where wanted."""
+    layer = new_layer(key, (size, size, channels, filters), "glorot-uniform")
+    layer["weights"] = jnp.moveaxis(layer["weights"], -1, 0)
+    return layer | {"scale": jnp.ones(filters)} if scale else layer
+
+
+def require_choice(name: str, given: str, allowed: Iterable[str]) -> None:
+    """Raises `InputError` for a name that is not offered."""
     if given not in allowed:
         raise InputError(f"{name} = {given!r}: one of {', '.join(allowed)} is wanted.{did_you_mean(given, allowed)}")
 
 
-def _require_positive(**sizes: int) -> None:
+def require_positive(**sizes: int) -> None:
+    """Raises `InputError` for a size below 1."""
     for name, size in sizes.items():
         if size < 1:
             raise InputError(f"{name} = {size}: at least 1 is wanted.")

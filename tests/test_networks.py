@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from problems import directional, dot
 
-from metabilevel import MLP, ConvNet, InputError
+from metabilevel import MLP, ConvNet, InputError, R2D2Net, ResNet12
 from metabilevel.networks import conv2d, max_pool, normalise
 
 SMALL = {
@@ -16,6 +16,8 @@ SMALL = {
     "max-pool-flatten-scale": ConvNet(
         (9, 6, 2), 3, filters=4, blocks=2, down="max-pool", readout="flatten", scale=True
     ),
+    "r2d2": R2D2Net((5, 6, 2), 3, widths=(4, 3)),
+    "resnet": ResNet12((3, 4, 2), 3, widths=(4,)),
 }
 small = pytest.mark.parametrize("network", SMALL.values(), ids=SMALL)
 
@@ -73,6 +75,13 @@ def test_max_pool_is_the_largest_of_each_square(h, w):
 def test_max_pool_shares_out_one_derivative_where_entries_tie():
     derivative = jax.grad(lambda maps: 3 * max_pool(maps).sum())(jnp.ones((1, 4, 5, 1)))
     np.testing.assert_array_equal(derivative[0, :, :, 0].reshape(2, 2, 5).sum(1), [[3, 0, 3, 0, 0]] * 2)
+
+
+@pytest.mark.parametrize(("h", "w"), [(4, 6), (2, 3), (1, 2)])
+def test_overlapping_max_pool_is_the_largest_of_every_square(h, w):
+    maps = draw(np.empty((2, h, w, 3)))
+    expected = jax.lax.reduce_window(maps, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 1, 1, 1), "VALID")
+    np.testing.assert_array_equal(max_pool(maps, stride=1), expected)
 
 
 @pytest.mark.parametrize("where", [0, 1, 2, 3])
@@ -150,6 +159,19 @@ def test_batch_statistics_are_declared(network):
 
 
 @small
+def test_activations_are_those_of_every_block(network):
+    params, inputs = parameters(network)["body"], images(network)
+    outputs, features = jax.jit(lambda i: (network.activations(params, i), network.body(params, i)))(inputs)
+    assert len(outputs) == len(params)
+    assert all(len(output) == len(inputs) for output in outputs)
+    last = np.asarray(outputs[-1])
+    if isinstance(network, ConvNet) and network.readout == "mean":
+        np.testing.assert_allclose(features, last.mean((1, 2)), rtol=1e-6)
+    else:
+        np.testing.assert_array_equal(features[:, -last[0].size :], last.reshape(len(inputs), -1))
+
+
+@small
 @pytest.mark.parametrize("double", [False, True])
 def test_parameters_and_outputs_are_of_the_default_type(network, double, key):
     with jax.enable_x64(double):
@@ -190,6 +212,11 @@ PAPERS = {
     "Finn 2017, Omniglot": (ConvNet((28, 28, 1), 5), (28, 28, 1), 64, 111_749),
     "Nichol 2018, Omniglot": (ConvNet((28, 28, 1), 5, readout="flatten", scale=True), (28, 28, 1), 256, 112_965),
     "max-pool, Omniglot": (ConvNet((28, 28, 1), 5, down="max-pool", readout="flatten"), (28, 28, 1), 64, 111_749),
+    "Bertinetto 2019, Omniglot": (R2D2Net((28, 28, 1), 5), (28, 28, 1), 3584, 2_620_069),
+    "Bertinetto 2019, CIFAR-FS": (R2D2Net((32, 32, 3), 5), (32, 32, 3), 8064, 2_644_197),
+    "Bertinetto 2019, miniImageNet": (R2D2Net((84, 84, 3), 5), (84, 84, 3), 72_576, 2_966_757),
+    "Lee 2019, CIFAR-FS": (ResNet12((32, 32, 3), 5), (32, 32, 3), 2560, 12_437_125),
+    "Lee 2019, miniImageNet": (ResNet12((84, 84, 3), 5), (84, 84, 3), 16_000, 12_504_325),
     "Finn 2017, miniImageNet": (
         ConvNet((84, 84, 3), 5, filters=32, down="max-pool", readout="flatten"), (84, 84, 3), 800, 32_645,
     ),
@@ -243,6 +270,13 @@ def test_tasks_with_weights_of_their_own_need_no_grouped_convolution(down):
         (lambda: ConvNet((28, 28, 1), 5, down="pool"), "down = 'pool'"),
         (lambda: ConvNet((28, 28, 1), 5, readout="max"), "readout = 'max'"),
         (lambda: ConvNet((28, 28, 1), 5, blocks=5, down="max-pool"), "nothing is left"),
+        (lambda: R2D2Net((15, 28, 1), 5), r"in_shape = \(15, 28, 1\): nothing is left of it after 4 max-pools"),
+        (lambda: R2D2Net((28, 28, 1), 5, widths=(64,)), r"widths = \(64,\): features are of the last two"),
+        (lambda: R2D2Net((28, 28, 1), 5, dropout=1.0), "dropout = 1.0: a probability"),
+        (lambda: ResNet12((28, 15, 1), 5), "nothing is left of it after 4"),
+        (lambda: ResNet12((28, 28, 1), 5, widths=()), "widths = 0"),
+        (lambda: ResNet12((28, 28, 1), 5, drop_block=-0.1), "drop_block = -0.1: a probability"),
+        (lambda: ResNet12((28, 28, 1), 5, block_size=0), "block_size = 0"),
     ],
 )
 def test_sizes_and_names_that_do_not_exist(make, message):
