@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from .adjoints import Unroll as Unroll
     from .embeddings import R2D2Net as R2D2Net
     from .embeddings import ResNet12 as ResNet12
+    from .episodes import FewShot as FewShot
+    from .episodes import few_shot as few_shot
     from .errors import ComputationError as ComputationError
     from .errors import InputError as InputError
     from .errors import NonFiniteError as NonFiniteError
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
 _HOME = {
     "adjoints": "AbstractAdjoint StopGradient Unroll",
     "embeddings": "R2D2Net ResNet12",
+    "episodes": "FewShot few_shot",
     "errors": "ComputationError InputError NonFiniteError",
     "estimators": "AbstractEstimator Nested WarmStarted",
     "evaluation": "Interval evaluate",

@@ -28,6 +28,7 @@ class Learner(eqx.Module):
       the support set and itself alone (Nichol et al. 2018, section 6.1).
     - `oracle(task, inputs) -> outputs`: the best possible prediction, where the truth behind a task is known.
     - `pool`: how many training tasks there are, where they are finitely many and carry their number (`Episode.id`).
+    - `note`: what else must be said beside every accuracy, such as which part of a data set there is.
     """
 
     network: AbstractNetwork
@@ -36,16 +37,17 @@ class Learner(eqx.Module):
     transductive: bool = eqx.field(static=True, default=True)
     oracle: Callable[[Task, Array], Array] | None = None
     pool: int | None = eqx.field(static=True, default=None)
+    note: str = eqx.field(static=True, default="")
 
     def init(self, key: Key) -> Inner:
         return self.network.init(key)
 
     @property
     def protocol(self) -> str:
-        """How the queries were normalised; printed beside every accuracy."""
-        if not self.network.batch_statistics:
-            return "no batch statistics"
-        return "transductive" if self.transductive else "non-transductive"
+        """How the queries were normalised, and the `note`; printed beside every accuracy."""
+        how = "transductive" if self.transductive else "non-transductive"
+        how = how if self.network.batch_statistics else "no batch statistics"
+        return f"{how}; {self.note}" if self.note else how
 
     def predict(self, params: Inner, inputs: Array) -> Array:
         """Outputs [n, ...] of one batch."""

@@ -10,7 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, UInt8
 
-from metabilevel import MLP, ConvNet, Data, Episode, InputError, Learner, TaskDistribution, classification, data, pooled
+from metabilevel import (
+    MLP,
+    ConvNet,
+    Episode,
+    InputError,
+    Learner,
+    R2D2Net,
+    ResNet12,
+    TaskDistribution,
+    classification,
+    data,
+    episodes,
+    pooled,
+)
 
 from .omniglot_data import CHARACTERS, DRAWINGS, OMNIGLOT, SIDE, quarter_turns
 
@@ -36,27 +49,13 @@ class Omniglot(TaskDistribution):
         k_character, _, k_turn = jax.random.split(k_task, 3)
         k_drawing = jax.random.split(k_examples, 3)[1]
         members, shots = self.characters[split], self.train_shots if split == "train" else self.shots
-        character = members[_distinct(k_character, (), len(members), self.ways)]
-        drawing = _distinct(k_drawing, (self.ways,), DRAWINGS, shots + self.queries)
+        character = members[episodes.distinct(k_character, (), len(members), self.ways)]
+        drawing = episodes.distinct(k_drawing, (self.ways,), DRAWINGS, shots + self.queries)
         turns = len(self.bits) if split in self.rotated else 1
         turn = jax.random.randint(k_turn, (self.ways,), 0, turns)
         bits = self.bits[turn[:, None], character[:, None], drawing]
         images = jnp.unpackbits(bits, axis=-1, count=math.prod(_SHAPE)).astype(float).reshape(*drawing.shape, *_SHAPE)
-        return Episode(_labelled(images[:, :shots]), _labelled(images[:, shots:]), id=number)
-
-
-def _distinct(key, shape, size, count):
-    """`count` different numbers below `size` in random order, for every index of `shape`: the largest of random keys.
-
-    Keys are float32 even in double precision: XLA has a fast top-k on CPU for these alone. Two of them tie about once
-    in 10^7 pairs, which is in favour of the lower number.
-    """
-    return jax.lax.top_k(jax.random.uniform(key, (*shape, size), jnp.float32), count)[1]
-
-
-def _labelled(images):
-    ways, examples = images.shape[:2]
-    return Data(images.reshape(-1, *images.shape[2:]), jnp.repeat(jnp.arange(ways), examples))
+        return Episode(episodes.labelled(images[:, :shots]), episodes.labelled(images[:, shots:]), id=number)
 
 
 def finn() -> dict[str, np.ndarray]:
@@ -90,6 +89,8 @@ _NETWORKS = {
     "conv-flatten": lambda ways, filters: ConvNet(_SHAPE, ways, filters, readout="flatten", scale=True),
     "conv-max-pool": lambda ways, filters: ConvNet(_SHAPE, ways, filters, down="max-pool", readout="flatten"),
     "mlp": lambda ways, filters: MLP(math.prod(_SHAPE), (256, 128, 64, 64), ways, batch_norm=True),
+    "r2d2": lambda ways, filters: R2D2Net(_SHAPE, ways),
+    "resnet12": lambda ways, filters: ResNet12(_SHAPE, ways),
 }
 
 
@@ -101,7 +102,7 @@ def omniglot(
     queries: int | None = None,
     split: Literal["finn", "vinyals"] = "finn",
     rotate: Literal["always", "train", "never"] = "always",
-    network: Literal["conv", "conv-flatten", "conv-max-pool", "mlp"] = "conv",
+    network: Literal["conv", "conv-flatten", "conv-max-pool", "mlp", "r2d2", "resnet12"] = "conv",
     filters: int = 64,
     transductive: bool = True,
     pool: int | None = None,
@@ -119,8 +120,9 @@ def omniglot(
       et al.), or never.
     - `network`: conv is that of Finn et al. (stride 2, mean of the last map), conv-flatten that of Nichol et al.
       (stride 2, the whole last map, normalisation with a learned factor), conv-max-pool has pooling in place of
-      strides (Vinyals et al.), mlp is Finn et al.'s net without convolutions.
-    - `filters`: of every convolution.
+      strides (Vinyals et al.), mlp is Finn et al.'s net without convolutions; r2d2 and resnet12 are the larger nets
+      of Bertinetto et al. and of Lee et al., whose sizes are fixed.
+    - `filters`: of every convolution of the first three.
     - `transductive`: whether the queries of a task are normalised together, and so inform one another.
     - `pool`: training has so many tasks, each of fixed characters, turns and labels, visited again and again with
       other drawings; if none, ever new ones.

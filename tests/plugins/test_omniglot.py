@@ -267,7 +267,8 @@ def test_the_default_floating_type_is_used(bits, key, x64):
 
 
 @pytest.mark.parametrize(
-    ("network", "features"), [("conv", 16), ("conv-flatten", 64), ("conv-max-pool", 16), ("mlp", 64)]
+    ("network", "features"),
+    [("conv", 16), ("conv-flatten", 64), ("conv-max-pool", 16), ("mlp", 64), ("r2d2", 3584), ("resnet12", 640)],
 )
 def test_networks_fit_the_drawings(bits, key, network, features):
     tasks = omniglot(ways=7, network=network, filters=16)
