@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from .networks import AbstractNetwork as AbstractNetwork
     from .networks import ConvNet as ConvNet
     from .problem import BilevelProblem as BilevelProblem
+    from .quadratic import simplex_qp as simplex_qp
+    from .quadratic import simplex_residual as simplex_residual
     from .registry import load_method as load_method
     from .registry import load_tasks as load_tasks
     from .solvers import AbstractInnerSolver as AbstractInnerSolver
@@ -66,6 +68,7 @@ _HOME = {
     "problem": "BilevelProblem",
     "registry": "load_method load_tasks",
     "hypergradients": "Solution hypergradient solve",
+    "quadratic": "simplex_qp simplex_residual",
     "solvers": "AbstractInnerSolver AbstractIterativeSolver ClosedForm Descent GradientDescent Trajectory",
     "tasks": "Data Episode TaskDistribution pooled sample_batch",
 }

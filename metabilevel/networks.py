@@ -16,6 +16,7 @@ from typing import Literal
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from equinox import AbstractVar
 from jaxtyping import Array, Float
 
 from .errors import InputError, did_you_mean
@@ -40,6 +41,8 @@ _INITIALISERS: dict[str, Callable[[Key, tuple[int, ...]], Array]] = {
 
 class AbstractNetwork(eqx.Module):
     """Parameters `{"body": ..., "head": ...}` and the two functions that use them."""
+
+    out_size: AbstractVar[int]
 
     @property
     @abc.abstractmethod

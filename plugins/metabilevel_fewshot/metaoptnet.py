@@ -1,0 +1,49 @@
+"""MetaOptNet (Lee, Maji, Ravichandran & Soatto 2019, arXiv:1904.03758): a support vector machine as the head."""
+
+import jax.numpy as jnp
+
+from metabilevel import Learner, Method, simplex_qp, simplex_residual
+
+from .heads import among, closed_form, one_hot, positive
+
+
+def metaoptnet(learner: Learner, *, c: float = 0.1, scale: float = 1.0, iterations: int = 100) -> Method:
+    """MetaOptNet: the head is the multi-class SVM of Crammer & Singer (2001) on the features of the support set.
+
+    Its dual, with K = F F^T, one-hot labels Y and b = c Y - alpha,
+
+        y = argmin_b  tr(b^T K b) / 2 + tr(b^T (Y - c K Y))   with every row of b >= 0 and of sum c,
+
+    is solved by `simplex_qp` and differentiated through its optimality conditions; outputs = scale f F^T (c Y - y).
+    The certificate's inner residual is that of the conditions. (With a ridge regression as the head, the paper's
+    MetaOptNet-RR, it is `r2d2`.)
+
+    **Arguments:**
+
+    - `c`: weight of the errors against the margin; positive.
+    - `scale`: of the outputs, at the start of training; an outer variable.
+    - `iterations`: of the quadratic program's solver.
+    """
+    positive("c", c), positive("iterations", iterations)
+
+    def program(support):
+        labels = one_hot(learner, support)
+        kernel = support.inputs @ support.inputs.T
+        return kernel, labels - c * kernel @ labels, c, labels.any(0)
+
+    def inner_loss(x, y, support):
+        kernel, linear, *_ = program(support)
+        return jnp.sum(y * (kernel @ y)) / 2 + jnp.sum(linear * y)
+
+    def outputs(x, y, support, features):
+        labels = one_hot(learner, support)
+        return among(labels, x["scale"] * (features @ support.inputs.T) @ (c * labels - y))
+
+    return closed_form(
+        learner,
+        lambda x, support: simplex_qp(*program(support), iterations=iterations),
+        inner_loss,
+        outputs,
+        init=lambda key: {"scale": jnp.asarray(scale, float)},
+        stationarity=lambda x, y, support: simplex_residual(*program(support), y),
+    )
