@@ -66,6 +66,10 @@ class R2D2Net(AbstractNetwork):
         height, width = (max(0, (size >> len(self.widths) - 1) - 1) for size in self.in_shape[:2])
         return sum(self.widths[-2:]) * height * width
 
+    @property
+    def outputs(self) -> int:
+        return self.out_size
+
     def init(self, key: Key) -> Inner:
         *keys, last = jax.random.split(key, len(self.widths) + 1)
         channels = (self.in_shape[2], *self.widths[:-1])
@@ -137,6 +141,10 @@ class ResNet12(AbstractNetwork):
         """The number of features that the body gives, d."""
         height, width = (size >> len(self.widths) for size in self.in_shape[:2])
         return self.widths[-1] * height * width
+
+    @property
+    def outputs(self) -> int:
+        return self.out_size
 
     def init(self, key: Key) -> Inner:
         *keys, last = jax.random.split(key, len(self.widths) + 1)

@@ -16,7 +16,6 @@ from typing import Literal
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from equinox import AbstractVar
 from jaxtyping import Array, Float
 
 from .errors import InputError, did_you_mean
@@ -42,12 +41,15 @@ _INITIALISERS: dict[str, Callable[[Key, tuple[int, ...]], Array]] = {
 class AbstractNetwork(eqx.Module):
     """Parameters `{"body": ..., "head": ...}` and the two functions that use them."""
 
-    out_size: AbstractVar[int]
-
     @property
     @abc.abstractmethod
     def batch_statistics(self) -> bool:
         """Whether the output for one example depends on the other examples of its batch."""
+
+    @property
+    @abc.abstractmethod
+    def outputs(self) -> int:
+        """How many numbers the head gives for an example."""
 
     @abc.abstractmethod
     def init(self, key: Key) -> Inner:
@@ -107,6 +109,10 @@ class MLP(AbstractNetwork):
     @property
     def batch_statistics(self) -> bool:
         return self.batch_norm
+
+    @property
+    def outputs(self) -> int:
+        return self.out_size
 
     def init(self, key: Key) -> Inner:
         shapes = list(itertools.pairwise((self.in_size, *self.widths, self.out_size)))
@@ -190,6 +196,10 @@ class ConvNet(AbstractNetwork):
         for _ in range(self.blocks):
             height, width = (height + rounded_up) // 2, (width + rounded_up) // 2
         return self.filters * (height * width if self.readout == "flatten" else min(1, height, width))
+
+    @property
+    def outputs(self) -> int:
+        return self.out_size
 
     def init(self, key: Key) -> Inner:
         *keys, last = jax.random.split(key, self.blocks + 1)

@@ -57,7 +57,7 @@ def one_hot(learner: Learner, support: Data) -> Float[Array, "n k"]:
     """
     if not is_labelled(support):
         raise InputError(f"This head separates classes, and the targets of these tasks are {support.targets.dtype}.")
-    return jax.nn.one_hot(support.targets, learner.network.out_size)
+    return jax.nn.one_hot(support.targets, learner.network.outputs)
 
 
 def is_labelled(support: Data) -> bool:

@@ -24,7 +24,8 @@ def metaoptnet(learner: Learner, *, c: float = 0.1, scale: float = 1.0, iteratio
     - `scale`: of the outputs, at the start of training; an outer variable.
     - `iterations`: of the quadratic program's solver.
     """
-    positive("c", c), positive("iterations", iterations)
+    positive("c", c)
+    positive("iterations", iterations)
 
     def program(support):
         labels = one_hot(learner, support)
