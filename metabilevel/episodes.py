@@ -34,18 +34,20 @@ class FewShot(TaskDistribution):
     std: Float[Array, " c"]
     ways: int = eqx.field(static=True)
     shots: int = eqx.field(static=True)
+    train_ways: int = eqx.field(static=True)
     train_shots: int = eqx.field(static=True)
     queries: int = eqx.field(static=True)
     largest: int = eqx.field(static=True)
 
     def sample(self, key, split):
-        members, shots = self.classes[split], self.train_shots if split == "train" else self.shots
+        members = self.classes[split]
+        ways, shots = (self.train_ways, self.train_shots) if split == "train" else (self.ways, self.shots)
         if not len(members):
             raise InputError(f"split = {split!r}: it has no classes.")
         number, k_task, k_examples = pooled(key, self.subject.pool, split)
         k_class, k_example = jax.random.split(k_task)[0], jax.random.split(k_examples)[1]
-        chosen = members[distinct(k_class, (), len(members), self.ways)]
-        example = distinct(k_example, (self.ways,), self.largest, shots + self.queries, self.size[chosen])
+        chosen = members[distinct(k_class, (), len(members), ways)]
+        example = distinct(k_example, (ways,), self.largest, shots + self.queries, self.size[chosen])
         images = self.images[self.first[chosen][:, None] + example].astype(float)
         images = (images - self.mean) / self.std
         return Episode(labelled(images[:, :shots]), labelled(images[:, shots:]), id=number)
@@ -80,6 +82,7 @@ def few_shot(
     ways: int = 5,
     shots: int = 1,
     queries: int = 15,
+    train_ways: int | None = None,
     train_shots: int | None = None,
     splits: Mapping[str, Any] | Sequence[float] = (0.64, 0.16, 0.2),
     seed: int = 0,
@@ -101,7 +104,7 @@ def few_shot(
       floats are taken as they are.
     - `labels`: n names of classes, of any kind that can be a key of a dictionary. Classes may differ in size.
     - `ways`, `shots`, `queries`: classes of a task, support images of a class, query images of a class.
-    - `train_shots`: support images of a class in training; as `shots` if none.
+    - `train_ways`, `train_shots`: classes, and support images of a class, in training; as at test if None.
     - `splits`: the classes of each split, `{"train": [...], "valid": [...], "test": [...]}`; or the fractions of all
       classes for the three, drawn at random by `seed`. A split may be empty, and is not sampled then.
     - `network(shape of an image, ways)`: such as `ConvNet`, `R2D2Net`, `partial(ConvNet, filters=32)`.
@@ -111,16 +114,20 @@ def few_shot(
     **Raises:** `InputError`: for counts below 1; images that differ in shape or are not finite; lengths that differ;
     a class with too few images, a split with too few classes.
     """
-    train_shots = shots if train_shots is None else train_shots
-    sizes = {"ways": ways, "shots": shots, "train_shots": train_shots, "queries": queries}
+    train_ways, train_shots = (
+        train_ways if train_ways is not None else ways,
+        shots if train_shots is None else train_shots,
+    )
+    sizes = {"ways": ways, "shots": shots, "queries": queries, "train_ways": train_ways, "train_shots": train_shots}
     for name, size in (sizes | ({} if pool is None else {"pool": pool})).items():
         count(name, size, 1)
     pixels = _stacked(images)
     rows = _rows(labels, len(pixels))
     chosen = _split(splits, seed, list(rows))
     for split, classes in chosen.items():
-        if 0 < len(classes) < ways:
-            raise InputError(f"ways = {ways}: {split} has {len(classes)} of all {len(rows)} classes. See `splits`.")
+        name, wanted = ("train_ways", train_ways) if split == "train" and train_ways != ways else ("ways", ways)
+        if 0 < len(classes) < wanted:
+            raise InputError(f"{name} = {wanted}: {split} has {len(classes)} of all {len(rows)} classes. See `splits`.")
         _require_images(split, {c: len(rows[c]) for c in classes}, train_shots if split == "train" else shots, queries)
     used = [c for classes in chosen.values() for c in classes]
     if not used:
@@ -131,7 +138,8 @@ def few_shot(
     mean, std = np.zeros(pixels.shape[-1]), np.full(pixels.shape[-1], 255.0 if pixels.dtype == np.uint8 else 1.0)
     if standardise:
         mean, std = _statistics([pixels[rows[c]] for c in chosen["train"]])
-    learner = classification(network(pixels.shape[1:], ways), transductive=transductive, pool=pool, note=note)
+    net = network(pixels.shape[1:], max(ways, train_ways))
+    learner = classification(net, transductive=transductive, pool=pool, ways=(train_ways, ways), note=note)
     return FewShot(
         subject=learner,
         images=jnp.asarray(pixels[np.concatenate([rows[c] for c in used])]),

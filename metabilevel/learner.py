@@ -28,6 +28,7 @@ class Learner(eqx.Module):
       the support set and itself alone (Nichol et al. 2018, section 6.1).
     - `oracle(task, inputs) -> outputs`: the best possible prediction, where the truth behind a task is known.
     - `pool`: how many training tasks there are, where they are finitely many and carry their number (`Episode.id`).
+    - `ways`: the classes of a training task and of a test task, where there are classes.
     - `note`: what else must be said beside every accuracy, such as which part of a data set there is.
     """
 
@@ -37,6 +38,7 @@ class Learner(eqx.Module):
     transductive: bool = eqx.field(static=True, default=True)
     oracle: Callable[[Task, Array], Array] | None = None
     pool: int | None = eqx.field(static=True, default=None)
+    ways: tuple[int, int] | None = eqx.field(static=True, default=None)
     note: str = eqx.field(static=True, default="")
 
     def init(self, key: Key) -> Inner:

@@ -29,7 +29,14 @@ def adaptation(learner: Learner, policy: Policy, *, features: bool = True) -> Bi
 
     A head that does not adapt but is the task's own (a random one) is a part of y too, without a gradient. Where only
     the head adapts, the features of the fixed body are computed once a task, if `features`.
+
+    **Raises:** `InputError` where tasks at test have other ways than in training.
     """
+    if learner.ways is not None and learner.ways[0] != learner.ways[1]:
+        raise InputError(
+            f"train_ways = {learner.ways[0]} and ways = {learner.ways[1]}: a learned head has one number of outputs. "
+            "Heads in closed form take any: r2d2, lrd2, metaoptnet, protonet, nil."
+        )
     adapted = PARTS[policy.adapts]
     parts = tuple(dict.fromkeys((*adapted, "head"))) if policy.head == "random" else adapted
 

@@ -64,7 +64,7 @@ def nil(
     own = closed_form(learner, lambda x, support: {}, lambda x, y, support: jnp.zeros(()), outputs)
     if train == "nil":
         return own
-    trained = {"anil": anil, "maml": maml}[train](learner, learning_rate=learning_rate, steps=steps)
+    trained = {"anil": anil, "maml": maml}[train](replace(learner, ways=None), learning_rate=learning_rate, steps=steps)
     return replace(own, init=trained.init, estimator=trained.estimator)
 
 

@@ -26,6 +26,7 @@ def cifar_fs(
     *,
     ways: int = 5,
     shots: int = 5,
+    train_ways: int | None = None,
     train_shots: int | None = None,
     queries: int = 15,
     network: nets.Name = "conv-max-pool",
@@ -42,6 +43,7 @@ def cifar_fs(
 
     - `ways`: classes of a task.
     - `shots`: support images of a class.
+    - `train_ways`: classes of a training task; as `ways` if none.
     - `train_shots`: support images of a class in training; as `shots` if none.
     - `queries`: query images of a class.
     - `network`: conv has strides and a mean over the last map, conv-max-pool has pooling and the whole last map; r2d2
@@ -57,6 +59,6 @@ def cifar_fs(
     each = pictures.shape[1]
     return few_shot(
         pictures.reshape(-1, *pictures.shape[2:]), np.repeat(CLASSES, each), ways=ways, shots=shots,
-        train_shots=train_shots, queries=queries, splits=SPLITS, network=net, standardise=True, pool=pool,
-        transductive=transductive, note=f"{each} images a class",
+        train_ways=train_ways, train_shots=train_shots, queries=queries, splits=SPLITS, network=net, standardise=True,
+        pool=pool, transductive=transductive, note=f"{each} images a class",
     )  # fmt: skip

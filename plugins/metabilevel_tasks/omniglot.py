@@ -40,6 +40,7 @@ class Omniglot(TaskDistribution):
     characters: dict[str, Int[Array, "..."]]
     ways: int = eqx.field(static=True)
     shots: int = eqx.field(static=True)
+    train_ways: int = eqx.field(static=True)
     train_shots: int = eqx.field(static=True)
     queries: int = eqx.field(static=True)
     rotated: tuple[str, ...] = eqx.field(static=True)
@@ -48,11 +49,12 @@ class Omniglot(TaskDistribution):
         number, k_task, k_examples = pooled(key, self.subject.pool, split)
         k_character, _, k_turn = jax.random.split(k_task, 3)
         k_drawing = jax.random.split(k_examples, 3)[1]
-        members, shots = self.characters[split], self.train_shots if split == "train" else self.shots
-        character = members[episodes.distinct(k_character, (), len(members), self.ways)]
-        drawing = episodes.distinct(k_drawing, (self.ways,), DRAWINGS, shots + self.queries)
+        members = self.characters[split]
+        ways, shots = (self.train_ways, self.train_shots) if split == "train" else (self.ways, self.shots)
+        character = members[episodes.distinct(k_character, (), len(members), ways)]
+        drawing = episodes.distinct(k_drawing, (ways,), DRAWINGS, shots + self.queries)
         turns = len(self.bits) if split in self.rotated else 1
-        turn = jax.random.randint(k_turn, (self.ways,), 0, turns)
+        turn = jax.random.randint(k_turn, (ways,), 0, turns)
         bits = self.bits[turn[:, None], character[:, None], drawing]
         images = jnp.unpackbits(bits, axis=-1, count=math.prod(_SHAPE)).astype(float).reshape(*drawing.shape, *_SHAPE)
         return Episode(episodes.labelled(images[:, :shots]), episodes.labelled(images[:, shots:]), id=number)
@@ -98,6 +100,7 @@ def omniglot(
     *,
     ways: int = 5,
     shots: int = 1,
+    train_ways: int | None = None,
     train_shots: int | None = None,
     queries: int | None = None,
     split: Literal["finn", "vinyals"] = "finn",
@@ -113,6 +116,7 @@ def omniglot(
 
     - `ways`: classes of a task.
     - `shots`: support drawings of a class.
+    - `train_ways`: characters of a training task; as `ways` if none.
     - `train_shots`: support drawings of a class in training; as `shots` if none.
     - `queries`: query drawings of a class; as `shots` if none.
     - `split`: of the characters: finn, random, 1,100 / 100 / 423; vinyals, by alphabet, 1,028 / 172 / 423.
@@ -133,8 +137,10 @@ def omniglot(
     for name, (value, allowed) in chosen.items():
         if value not in allowed:
             raise InputError(f"{name} = {value!r}: one of {', '.join(allowed)} is wanted.")
+    train_ways = ways if train_ways is None else train_ways
     train_shots, queries = shots if train_shots is None else train_shots, shots if queries is None else queries
-    counts = {"ways": ways, "shots": shots, "train_shots": train_shots, "queries": queries, "filters": filters}
+    counts = {"ways": ways, "shots": shots, "queries": queries, "filters": filters}
+    counts |= {"train_ways": train_ways, "train_shots": train_shots}
     counts |= {} if pool is None else {"pool": pool}
     for name, count in counts.items():
         if count < 1:
@@ -144,13 +150,16 @@ def omniglot(
         raise InputError(f"{name} = {count} and queries = {queries}: a character has {DRAWINGS} drawings in all.")
     characters = _SPLITS[split]()
     sizes = {name: len(members) for name, members in characters.items()}
-    if ways > min(sizes.values()):
-        named = ", ".join(f"{name} {size}" for name, size in sizes.items())
-        raise InputError(
-            f"ways = {ways}: at most {min(sizes.values())} with split = {split}, which has {named} characters."
-        )
-    learner = classification(_NETWORKS[network](ways, filters), transductive=transductive, pool=pool)
+    most = {"ways": min(sizes["valid"], sizes["test"]), "train_ways": sizes["train"]}
+    for name, value in {"ways": ways, "train_ways": train_ways}.items():
+        if value > most[name]:
+            named = ", ".join(f"{name} {size}" for name, size in sizes.items())
+            raise InputError(
+                f"{name} = {value}: at most {most[name]} with split = {split}, which has {named} characters."
+            )
+    net = _NETWORKS[network](max(ways, train_ways), filters)
+    learner = classification(net, transductive=transductive, pool=pool, ways=(train_ways, ways))
     members = {name: jnp.asarray(numbers, jnp.int32) for name, numbers in characters.items()}
     rotated = _ROTATED[rotate]
     bits = quarter_turns(data.load(OMNIGLOT)["bits"], 4 if rotated else 1)
-    return Omniglot(learner, jnp.asarray(bits), members, ways, shots, train_shots, queries, rotated)
+    return Omniglot(learner, jnp.asarray(bits), members, ways, shots, train_ways, train_shots, queries, rotated)
