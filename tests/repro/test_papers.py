@@ -7,7 +7,14 @@ import pytest
 from metabilevel.findings import PICTURE, RESULT, block
 from metabilevel.registry import REPRO, load
 
-NAMES = ["anil-omniglot", "maml-omniglot", "maml-sinusoid", "reptile-omniglot", "reptile-sine"]
+NAMES = [
+    "anil-omniglot",
+    "bernacchia-negative-rates",
+    "maml-omniglot",
+    "maml-sinusoid",
+    "reptile-omniglot",
+    "reptile-sine",
+]
 SCALES = ("smoke", "small", "full")
 
 
