@@ -170,7 +170,7 @@ def _stacked(images: Any) -> np.ndarray:
         raise InputError(f"images holds {pixels.dtype}: uint8, which is scaled to [0, 1], or floats are wanted.")
     if pixels.dtype != np.uint8 and not (finite := np.isfinite(pixels).all(tuple(range(1, pixels.ndim)))).all():
         raise InputError(
-            f"images[{finite.argmin()}] holds NaN or infinity; {(~finite).sum()} of {len(finite)} images do."
+            f"images[{finite.argmin()}] holds NaN or infinity; {(~finite).sum()} of {len(pixels)} images do."
         )
     return pixels if pixels.ndim == 4 else pixels[..., None]
 
