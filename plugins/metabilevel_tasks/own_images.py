@@ -22,6 +22,7 @@ def from_arrays(
     path: str = "",
     ways: int = 5,
     shots: int = 1,
+    train_ways: int | None = None,
     train_shots: int | None = None,
     queries: int = 15,
     valid: float = 0.16,
@@ -41,6 +42,7 @@ def from_arrays(
       numbers or texts.
     - `ways`: classes of a task.
     - `shots`: support images of a class.
+    - `train_ways`: classes of a training task; as `ways` if none.
     - `train_shots`: support images of a class in training; as `shots` if none.
     - `queries`: query images of a class.
     - `valid`, `test`: fractions of the classes that are kept for validation and for the test; the others train.
@@ -56,7 +58,7 @@ def from_arrays(
     """
     images, labels = read_arrays(_given(path, "the .npz file with the arrays images and labels"))
     return few_shot(
-        images, labels, ways=ways, shots=shots, train_shots=train_shots, queries=queries,
+        images, labels, ways=ways, shots=shots, train_ways=train_ways, train_shots=train_shots, queries=queries,
         splits=_fractions(valid, test), seed=seed, network=nets.network(network, dropout), standardise=standardise,
         transductive=transductive, pool=pool,
     )  # fmt: skip
@@ -69,6 +71,7 @@ def from_folder(
     grey: bool = False,
     ways: int = 5,
     shots: int = 1,
+    train_ways: int | None = None,
     train_shots: int | None = None,
     queries: int = 15,
     valid: float = 0.16,
@@ -89,6 +92,7 @@ def from_folder(
     - `grey`: whether pictures are made grey, with one channel in place of three.
     - `ways`: classes of a task.
     - `shots`: support images of a class.
+    - `train_ways`: classes of a training task; as `ways` if none.
     - `train_shots`: support images of a class in training; as `shots` if none.
     - `queries`: query images of a class.
     - `valid`, `test`: fractions of the classes that are kept for validation and for the test; the others train.
@@ -107,7 +111,7 @@ def from_folder(
         raise InputError(f"size = {size}: at least 1 is wanted.")
     images, labels = read_folder(_given(path, "the folder with a sub-folder of pictures for each class"), size, grey)
     return few_shot(
-        images, labels, ways=ways, shots=shots, train_shots=train_shots, queries=queries,
+        images, labels, ways=ways, shots=shots, train_ways=train_ways, train_shots=train_shots, queries=queries,
         splits=_fractions(valid, test), seed=seed, network=nets.network(network, dropout), standardise=standardise,
         transductive=transductive, pool=pool,
     )  # fmt: skip

@@ -59,6 +59,7 @@ def test_pictures_are_resized_and_made_grey(folder):
 def test_folders_and_arrays_are_task_families(folder, tmp_path, arrays, key):
     coloured = from_folder(path=str(folder), **SMALL)
     grey = from_arrays(path=npz(tmp_path / "a.npz", **arrays), pool=5, transductive=False, **SMALL)
+    assert from_folder(path=str(folder), train_ways=4, **SMALL).sample(key, "train").query.inputs.shape[0] == 8
     for tasks, channels in ((coloured, 3), (grey, 1)):
         episode = tasks.sample(key, "train")
         assert episode.query.inputs.shape == (4, 8, 9, channels)
