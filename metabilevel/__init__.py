@@ -10,6 +10,12 @@ if TYPE_CHECKING:
     from .adjoints import AbstractAdjoint as AbstractAdjoint
     from .adjoints import StopGradient as StopGradient
     from .adjoints import Unroll as Unroll
+    from .diagnostics.diagnosis import Diagnosis as Diagnosis
+    from .diagnostics.gradients import gradients as gradients
+    from .diagnostics.memory import memory as memory
+    from .diagnostics.probe import probe as probe
+    from .diagnostics.similarity import similarity as similarity
+    from .diagnostics.tangent import tangent as tangent
     from .embeddings import R2D2Net as R2D2Net
     from .embeddings import ResNet12 as ResNet12
     from .episodes import FewShot as FewShot
@@ -55,6 +61,12 @@ if TYPE_CHECKING:
 
 _HOME = {
     "adjoints": "AbstractAdjoint StopGradient Unroll",
+    "diagnostics.diagnosis": "Diagnosis",
+    "diagnostics.gradients": "gradients",
+    "diagnostics.memory": "memory",
+    "diagnostics.probe": "probe",
+    "diagnostics.similarity": "similarity",
+    "diagnostics.tangent": "tangent",
     "embeddings": "R2D2Net ResNet12",
     "episodes": "FewShot few_shot",
     "errors": "ComputationError InputError NonFiniteError",

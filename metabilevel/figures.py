@@ -32,13 +32,17 @@ class Curve:
 
 @dataclass(frozen=True)
 class Panel:
-    """Curves in one pair of axes; `log` names the logarithmic ones: "", "x", "y" or "xy"."""
+    """Curves in one pair of axes; `log` names the logarithmic ones: "", "x", "y" or "xy".
+
+    `ticks` are names of x = 0, 1, 2, ..., where x counts things.
+    """
 
     title: str
     xlabel: str
     ylabel: str
     curves: Sequence[Curve]
     log: str = ""
+    ticks: Sequence[str] | None = None
 
 
 def draw(path: Path, title: str, panels: Sequence[Panel], columns: int = 3) -> None:
@@ -64,7 +68,7 @@ def draw(path: Path, title: str, panels: Sequence[Panel], columns: int = 3) -> N
 
 
 def _draw_panel(axes: "Axes", panel: Panel, colours: dict[str, str]) -> None:
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
     for curve in panel.curves:
         match curve.style:
@@ -85,8 +89,12 @@ def _draw_panel(axes: "Axes", panel: Panel, colours: dict[str, str]) -> None:
     for letter, axis in (("x", axes.xaxis), ("y", axes.yaxis)):
         if letter in panel.log:
             axes.set(**{f"{letter}scale": "log"})
-            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            low, high = axis.get_view_interval()
+            subs = (1,) if high > 1e3 * low else (1, 2, 5)
+            axis.set_major_locator(LogLocator(subs=subs) if high > 4 * low else MaxNLocator(5))
             axis.set_major_formatter(StrMethodFormatter("{x:g}"))
             axis.set_minor_formatter(NullFormatter())
+    if panel.ticks is not None:
+        axes.set_xticks(range(len(panel.ticks)), panel.ticks, rotation=30, ha="right", rotation_mode="anchor")
     axes.grid(alpha=0.3, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)

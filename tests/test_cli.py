@@ -20,7 +20,7 @@ import pytest
 from click.testing import CliRunner
 
 from metabilevel.cli import COMMANDS, cli, main
-from metabilevel.commands import evaluate, experiment
+from metabilevel.commands import experiment
 from metabilevel.registry import METHODS, REPRO, TASKS, entries, find, load_method
 from metabilevel.schema import options
 from metabilevel.storage.runs import Run
@@ -365,7 +365,7 @@ def test_evaluate(whole: Path, invoke: Invoke, tmp_path: Path, monkeypatch: pyte
     path = tmp_path / "run"
     shutil.copytree(whole, path)
     newer = lambda group, name: replace(find(group, name), version="0.1.0" if group == TASKS else "0.2.0")
-    monkeypatch.setattr(evaluate, "find", newer)
+    monkeypatch.setattr(experiment, "find", newer)
     chosen = ["--split", "valid", "--inner-steps", "5,0,1", "--episodes", "40", "--json"]
     status, out, err = invoke("evaluate", str(path), *chosen)
     assert status == 0
@@ -375,6 +375,41 @@ def test_evaluate(whole: Path, invoke: Invoke, tmp_path: Path, monkeypatch: pyte
     assert (document["step"], document["episodes"], document["split"]) == (STEPS, 40, "valid")
     assert [row["steps"] for row in document["rows"]] == [0, 1, 5]
     assert all(row["ci95"] > 0 for row in document["rows"])
+
+
+def test_diagnose(invoke: Invoke):
+    assert invoke(*MAML, "--steps", "3", "--learning-rate", "0.01", "--out", "run")[0] == 0
+    status, out, err = invoke("diagnose", "run", "--tasks", "5", "--inner-steps", "2", "--json")
+    assert (status, err) == (0, "")
+    document = json.loads(out)
+    assert document == json.loads(Path("run/diagnose/diagnose.json").read_text())
+    assert (document["run"], document["step"], document["split"]) == ("run", 3, "test")
+    found = {each["name"]: each for each in document["diagnostics"]}
+    assert list(found) == ["gradients", "memory", "similarity", "probe", "tangent"]
+    assert all(Path(f"run/diagnose/{name}.png").read_bytes().startswith(b"\x89PNG") for name in found)
+    assert {row["steps"] for row in found["gradients"]["rows"]} == {2}
+    assert [row["block"] for row in found["similarity"]["rows"][::2]] == ["block 1", "block 2", "head"]
+    status, out, err = invoke("diagnose", "run", "--what", "probe", "--tasks", "2")
+    assert (status, err) == (0, "")
+    assert "maml on sinusoid: probe" in out
+    status, _, err = invoke("diagnose", "run", "--what", "prob")
+    assert (status, "'prob' is not one of 'gradients', 'memory'" in one_line(err)) == (2, True)
+
+
+def test_diagnose_skips_what_does_not_apply_and_refuses_it_when_asked_for(invoke: Invoke):
+    assert invoke("run", "r2d2", "--tasks", "sinusoid", "--steps", "3", "--out", "run")[0] == 0
+    status, out, err = invoke("diagnose", "run", "--tasks", "5", "--json")
+    assert status == 0
+    assert [each["name"] for each in json.loads(out)["diagnostics"]] == ["probe"]
+    skipped = [line.split(": ")[1] for line in err.splitlines() if line.startswith("Skipped: ")]
+    assert skipped == ["gradients", "memory", "similarity", "tangent"]
+    before = contents(Path("run"))
+    for name, message in {"memory": "the inner solver ClosedForm takes no steps", "similarity": "such as maml"}.items():
+        status, out, err = invoke("diagnose", "run", "--what", "probe", "--what", name)
+        assert (status, out) == (2, "")
+        assert f"{name}: " in one_line(err)
+        assert message in err
+    assert contents(Path("run")) == before
 
 
 def test_diverging_run(invoke: Invoke):

@@ -5,17 +5,14 @@ from pathlib import Path
 from typing import Any, get_args
 
 import click
-import jax
 
-from ..errors import InputError, RunError
-from ..registry import METHODS, TASKS, find
+from ..errors import InputError
 from ..solvers import AbstractIterativeSolver
 from ..storage.files import write_json
-from ..storage.runs import Run
 from ..tasks import Split
 from .experiment import EPISODES, Experiment
 from .interrupts import Interrupts
-from .output import json_option, note, show
+from .output import json_option, show
 from .types import Count, Counts
 
 
@@ -33,25 +30,14 @@ def command(run: Path, seed: int | None, inner_steps: list[int] | None, as_json:
     RUN is a run directory. Its newest checkpoint is judged, and evaluation-SPLIT.json is written beside it.
     """
     with Interrupts():
-        opened = Run.open(run)
-        config = opened.config
-        jax.config.update("jax_enable_x64", config.environment.x64)
-        for group, plugin in [(METHODS, config.method), (TASKS, config.tasks)]:
-            entry = find(group, f"{plugin.distribution}:{plugin.name}")
-            if entry.version != plugin.version:
-                was = f"{plugin.distribution} {plugin.version}"
-                note(f"Warning: {plugin.name} was of {was} in the run, and is of {entry.version} now.")
-        experiment = Experiment.build(config)
+        experiment, found = Experiment.restored(run)
         solver = experiment.method.solver
         if inner_steps is not None and not isinstance(solver, AbstractIterativeSolver):
-            raise InputError(f"--inner-steps: the inner solver of {config.method.name} takes no steps.")
-        found = opened.restore(experiment.start())
-        if found is None:
-            raise RunError(f"The run in {run} has no checkpoint yet.")
+            raise InputError(f"--inner-steps: the inner solver of {experiment.config.method.name} takes no steps.")
         judgement = experiment.judge(
             found.tree.x,
             found.step,
-            seed=config.seed if seed is None else seed,
+            seed=experiment.config.seed if seed is None else seed,
             steps=inner_steps,
             progress=False if as_json else None,
             **given,
@@ -59,5 +45,4 @@ def command(run: Path, seed: int | None, inner_steps: list[int] | None, as_json:
     document = {"run": str(run), **asdict(judgement)}
     path = run / f"evaluation-{judgement.split}.json"
     write_json(path, document)
-    title = f"{config.method.name} on {config.tasks.name}"
-    show(as_json, document, judgement.table(title), f"Written to {path}")
+    show(as_json, document, judgement.table(experiment.title), f"Written to {path}")

@@ -10,7 +10,7 @@ import equinox as eqx
 import jax
 import optax
 
-from ..errors import ComputationError, InputError, NonFiniteError, PluginError
+from ..errors import ComputationError, InputError, NonFiniteError, PluginError, RunError
 from ..evaluation import as_rows, evaluate
 from ..learner import Learner
 from ..method import Method
@@ -18,12 +18,14 @@ from ..problem import Key, Outer
 from ..progress import track
 from ..registry import KINDS, METHODS, TASKS, find, load_method, load_tasks
 from ..solvers import AbstractIterativeSolver
+from ..storage.checkpoint import Restored
 from ..storage.config import Config, Plugin
-from ..storage.runs import Run
+from ..storage.runs import PathLike, Run
 from ..tasks import Split, TaskDistribution
 from ..training import TrainState, start, train
 from .interrupts import Interrupted, Interrupts
 from .judgement import Judgement
+from .output import note
 
 OPTIMIZERS: dict[str, Callable[[float], optax.GradientTransformation]] = {
     "adam": optax.adam,
@@ -38,7 +40,7 @@ SAVING = 0.05  # the share of the time that goes to checkpoints, at most
 
 
 @contextmanager
-def _memory_errors() -> Iterator[None]:
+def memory_errors() -> Iterator[None]:
     """Says what to do where the memory does not suffice."""
     try:
         yield
@@ -75,6 +77,33 @@ class Experiment:
         eqx.filter_eval_shape(start, *built._beginning())
         return built
 
+    @classmethod
+    def restored(cls, run: PathLike) -> tuple["Experiment", Restored]:
+        """The experiment of a run directory, with its newest checkpoint, whose tree is a `TrainState`.
+
+        It runs in the run's own precision; plugins of another version than the run's are noted.
+
+        **Raises:** `RunError` where there is no run or no checkpoint yet; otherwise as `build` and `Run.restore`.
+        """
+        opened = Run.open(run)
+        config = opened.config
+        jax.config.update("jax_enable_x64", config.environment.x64)
+        for group, plugin in [(METHODS, config.method), (TASKS, config.tasks)]:
+            entry = find(group, f"{plugin.distribution}:{plugin.name}")
+            if entry.version != plugin.version:
+                was = f"{plugin.distribution} {plugin.version}"
+                note(f"Warning: {plugin.name} was of {was} in the run, and is of {entry.version} now.")
+        experiment = cls.build(config)
+        found = opened.restore(experiment.start())
+        if found is None:
+            raise RunError(f"The run in {run} has no checkpoint yet.")
+        return experiment, found
+
+    @property
+    def title(self) -> str:
+        """What was trained on what."""
+        return f"{self.config.method.name} on {self.config.tasks.name}"
+
     @property
     def protocol(self) -> str | None:
         """How the queries were normalised, where the tasks are for a learner."""
@@ -84,7 +113,7 @@ class Experiment:
         """The state before the first step."""
         return start(*self._beginning())
 
-    @_memory_errors()
+    @memory_errors()
     def train(self, run: Run, interrupts: Interrupts, *, progress: bool | None = None) -> TrainState:
         """Trains in the directory of `run`, from its newest checkpoint to the last step.
 
@@ -128,7 +157,7 @@ class Experiment:
             raise NonFiniteError(f"{message} The last good checkpoint is {path}.", error.state) from error
         return state
 
-    @_memory_errors()
+    @memory_errors()
     def judge(
         self,
         x: Outer,
