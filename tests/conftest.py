@@ -22,6 +22,16 @@ def x64() -> Iterator[None]:
 
 
 @pytest.fixture
+def quick() -> Iterator[None]:
+    """XLA optimises little: for grids whose time is all compilation, and which test mathematics, not XLA."""
+    option = "jax_disable_most_optimizations"
+    before = jax.config.read(option)
+    jax.config.update(option, True)
+    yield
+    jax.config.update(option, before)
+
+
+@pytest.fixture
 def key() -> jax.Array:
     return jax.random.key(7)
 

@@ -32,11 +32,7 @@ def adaptation(learner: Learner, policy: Policy, *, features: bool = True) -> Bi
 
     **Raises:** `InputError` where tasks at test have other ways than in training.
     """
-    if learner.ways is not None and learner.ways[0] != learner.ways[1]:
-        raise InputError(
-            f"train_ways = {learner.ways[0]} and ways = {learner.ways[1]}: a learned head has one number of outputs. "
-            "Heads in closed form take any: r2d2, lrd2, metaoptnet, protonet, nil."
-        )
+    require_own_ways(learner)
     adapted = PARTS[policy.adapts]
     parts = tuple(dict.fromkeys((*adapted, "head"))) if policy.head == "random" else adapted
 
@@ -59,6 +55,15 @@ def adaptation(learner: Learner, policy: Policy, *, features: bool = True) -> Bi
         inner_loss=lambda x, y, task, key: learner.fit({**x, **fixed(y)}, task.support),
         outer_loss=lambda x, y, task, key: learner.test({**x, **y}, task.query, task.support),
     )
+
+
+def require_own_ways(learner: Learner) -> None:
+    """Refuses tasks that have other ways at test than in training: a learned head has one number of outputs."""
+    if learner.ways is not None and learner.ways[0] != learner.ways[1]:
+        raise InputError(
+            f"train_ways = {learner.ways[0]} and ways = {learner.ways[1]}: a learned head has one number of outputs. "
+            "Heads in closed form take any: r2d2, lrd2, metaoptnet, protonet, nil."
+        )
 
 
 def featured(learner: Learner, x, task, key=None):
