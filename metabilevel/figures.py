@@ -1,6 +1,7 @@
 """Curves as data, and as a picture."""
 
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +88,9 @@ def _draw_panel(axes: "Axes", panel: Panel, colours: dict[str, str]) -> None:
                 axes.plot(curve.x, curve.y, "k^", label=curve.name, markersize=6, zorder=5)
     axes.set(title=panel.title, xlabel=panel.xlabel, ylabel=panel.ylabel)
     for letter, axis in (("x", axes.xaxis), ("y", axes.yaxis)):
-        if letter in panel.log:
+        values = [value for curve in panel.curves for value in (curve.x if letter == "x" else curve.y)]
+        # Nothing of a method that diverged may be left to take a logarithm of, which matplotlib refuses.
+        if letter in panel.log and any(0 < value < math.inf for value in values):
             axes.set(**{f"{letter}scale": "log"})
             low, high = axis.get_view_interval()
             subs = (1,) if high > 1e3 * low else (1, 2, 5)

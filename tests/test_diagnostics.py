@@ -272,3 +272,19 @@ def test_the_tangent_view_knows_where_it_does_not_apply(key):
         mb.tangent(other, x, tasks, key=key)
     with pytest.raises(NotApplicable, match="these tasks are for a NoneType"):
         mb.tangent(method, x, Draws(), key=key)
+
+
+def test_what_diverges_is_said_and_drawn(key, tmp_path):
+    setting = sinusoids("maml", learning_rate=1e6, steps=6)
+    found = [
+        mb.gradients(*setting, key=key, steps=[6, 20], episodes=3),
+        mb.similarity(*setting, key=key, episodes=3),
+        mb.probe(*setting, key=key, episodes=3),
+        mb.tangent(*setting, key=key),
+    ]
+    assert column(found[0], "nonfinite", steps=20, norm="outer gradient") == [3]
+    for diagnosis in found[1:]:
+        assert not np.isfinite([value for value in diagnosis.rows[-1].values() if isinstance(value, float)]).all()
+    for diagnosis in found:
+        diagnosis.draw(tmp_path / "picture.png", "a method that diverges")
+        assert diagnosis.table("it").row_count == len(diagnosis.rows)

@@ -104,8 +104,9 @@ def _rows(name: str, view: View) -> list[dict[str, Any]]:
 
 
 def _relative(view: View) -> Any:
-    """Of the steps from the first."""
-    return view.difference[1:] / view.change[1:]
+    """Of the steps from the first; NaN where nothing moved, or where both diverged."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return view.difference[1:] / view.change[1:]
 
 
 def _known(view: View) -> Any:
