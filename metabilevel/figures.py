@@ -21,14 +21,15 @@ class Curve:
     """Points (x, y), with `band` as the half width of their 95% confidence interval.
 
     `style`: `"line"` is ours, `"paper"` a published curve (dashed, in the colour of our curve of the same name),
-    `"truth"` what is to be found, and `"data"` the examples that were given.
+    `"points"` are numbers that stand side by side, each with its interval; `"truth"` is what is to be found, and
+    `"data"` the examples that were given.
     """
 
     name: str
     x: Sequence[float | int]
     y: Sequence[float | int]
     band: Sequence[float | int] | None = None
-    style: Literal["line", "paper", "truth", "data"] = "line"
+    style: Literal["line", "paper", "points", "truth", "data"] = "line"
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def draw(path: Path, title: str, panels: Sequence[Panel], columns: int = 3) -> N
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(4.6 * columns, 3.5 * rows + 0.4), layout="constrained")
     figure.suptitle(title, fontsize=13, fontweight="bold")
-    names = [curve.name for panel in panels for curve in panel.curves if curve.style in ("line", "paper")]
+    names = [curve.name for panel in panels for curve in panel.curves if curve.style in ("line", "paper", "points")]
     colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(dict.fromkeys(names))}
     explained = set()
     for i, panel in enumerate(panels):
@@ -82,6 +83,9 @@ def _draw_panel(axes: "Axes", panel: Panel, colours: dict[str, str]) -> None:
                 marker = "o" if len(set(curve.y)) > 1 else ""
                 axes.plot(curve.x, curve.y, color=colours[curve.name], label=f"{curve.name} (paper)", linestyle="--",
                           marker=marker, markerfacecolor="white", markersize=4.5, linewidth=1.1)  # fmt: skip
+            case "points":
+                axes.errorbar(curve.x, curve.y, curve.band, color=colours[curve.name], label=curve.name, fmt="o",
+                              markersize=5, capsize=3)  # fmt: skip
             case "truth":
                 axes.plot(curve.x, curve.y, color="black", label=curve.name, linewidth=1, alpha=0.6)
             case "data":

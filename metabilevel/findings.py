@@ -144,10 +144,15 @@ class Report:
         for claim in self.claims:
             held = {True: ("held", "green"), False: ("did not hold", "bold red"), None: ("not measured", "dim")}
             claims.add_row(Text(*held[claim.held]), f"{claim.sentence} ({claim.place})", claim.numbers)
-        notes = [f"{about['citation']}, arXiv:{about['arxiv']}; the paper's ±: {about['interval']}.", self.protocol]
+        notes = [f"{cited(about)}; the paper's ±: {about['interval']}.", self.protocol]
         notes += [f"Departure: {departure}" for departure in self.departures]
         notes += [f"{self.seconds:.0f} s on {self.environment.device}, {self.cores} cores."]
         return Group(numbers, *([claims] if self.claims else []), Text("\n".join(notes)))
+
+
+def cited(about: Mapping[str, str]) -> str:
+    """The citation, with the number on arXiv where there is one."""
+    return f"{about['citation']}, arXiv:{about['arxiv']}" if about["arxiv"] else about["citation"]
 
 
 def block(setting: str) -> str:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from .progress import bar
+from .progress import bar, track
 
 if TYPE_CHECKING:
     import optax
@@ -66,6 +66,29 @@ class Lab:
             x, rows = fit(method, tasks, optimizer, key=self.key(0), progress=self.progress, **options)
             history += rows
         return x
+
+    def path(
+        self,
+        label: str,
+        method: "Method",
+        tasks: "TaskDistribution",
+        optimizer: "optax.GradientTransformation",
+        *,
+        steps: int,
+        every: int,
+        **options: Any,
+    ) -> "dict[int, Outer]":
+        """x before the first step and after each `every` steps (and the last), by number of steps; else as `fit`."""
+        from .training import train
+
+        seen, history = {}, []
+        with self._stage(label, history):
+            stages = train(method, tasks, optimizer, key=self.key(0), steps=steps, every=every, **options)
+            for state, row in track(stages, steps, show=self.progress):
+                if row is not None or not seen:
+                    seen[int(state.step)] = state.x
+                history += [row] if row else []
+        return seen
 
     def evaluate(
         self, label: str, method: "Method", x: "Outer", tasks: "TaskDistribution", **options: Any

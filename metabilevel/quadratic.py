@@ -21,9 +21,11 @@ def simplex_qp(
 
     The alternating direction method of multipliers with over-relaxation (Boyd et al. 2011, section 3.4.3): one
     factorisation of K + rho I for a fixed number of `iterations`, so that a batch of programs is one program under
-    `jax.vmap`; then one Newton step on the entries that are not zero, where that helps. The derivative in K and c is that of the optimality conditions on the entries which are not zero
-    (Amos & Kolter 2017, arXiv:1703.00443), a dense system of n k unknowns; it is exact where b is, and the fewer
-    entries change between zero and not, the better it describes a neighbourhood.
+    `jax.vmap`; then one Newton step on the entries that are not zero, where that helps.
+
+    The derivative in K and c is that of the optimality conditions on the entries which are not zero (Amos & Kolter
+    2017, arXiv:1703.00443), a dense system of n k unknowns; it is exact where b is, and the fewer entries change
+    between zero and not, the better it describes a neighbourhood.
 
     **Arguments:** `kernel` K is symmetric and positive semidefinite, `linear` is c; `allowed` columns may be other
     than zero (all, if None).

@@ -93,6 +93,7 @@ class Outcome(NamedTuple):
 class Reproduction:
     """An experiment of a paper.
 
+    - `arxiv`: the number there, "" for what is not on arXiv.
     - `reproduces`: which tables and figures; `metric`: what all numbers are, with the unit; `interval`: what the
       published ± means.
     - `experiment(settings of the scale, lab) -> Outcome`.

@@ -6,7 +6,7 @@ import click
 from rich.table import Table
 
 from ..errors import PluginError, RunError
-from ..findings import RESULT
+from ..findings import RESULT, cited
 from ..registry import REPRO, entries, find, load
 from ..reproduction import Reproduction
 from ..storage.files import read_json
@@ -42,7 +42,7 @@ def listed(as_json: bool) -> None:
             table.add_row(entry.name, "(does not import)")
             continue
         documents.append({**about, **found.about(), "scales": list(found.scales)})
-        table.add_row(entry.name, found.reproduces, f"{found.citation}, arXiv:{found.arxiv}", ", ".join(found.scales))
+        table.add_row(entry.name, found.reproduces, cited(found.about()), ", ".join(found.scales))
     show(as_json, {"repro": documents}, table)
 
 
@@ -61,7 +61,7 @@ def shown(name: str, as_json: bool) -> None:
     scales = Table("scale", "protocol", "departures from the paper", title="Scales", show_lines=True)
     for scale, protocol in found.scales.items():
         scales.add_row(scale, protocol.protocol, "\n".join(protocol.departures))
-    about = f"{found.title} ({found.citation}, arXiv:{found.arxiv}). The paper's ± is {found.interval}."
+    about = f"{found.title} ({cited(found.about())}). The paper's ± is {found.interval}."
     show(as_json, found.as_json(), about, numbers, claims, scales)
 
 

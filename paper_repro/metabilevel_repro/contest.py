@@ -1,0 +1,67 @@
+"""Methods on the same tasks and network, one after the other: what the comparisons of heads and baselines measure."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import metabilevel as mb
+from metabilevel.reproduction import Curve, Lab, Outcome, Panel, percent
+
+from .accuracy import in_training, training_panel
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One training, and one or more `tests` of it: a row by its name and the options of the task family at test.
+
+    `options` are the method's; `tasks` those of the task family, in which training and test may differ.
+    """
+
+    name: str
+    method: str
+    tests: dict[str, dict[str, Any]]
+    options: dict[str, Any] = field(default_factory=dict)
+    tasks: dict[str, Any] = field(default_factory=dict)
+    iterations: int = 1_000
+    meta_batch: int = 1
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Adam with `learning_rate`, which falls to 0 as a cosine where `cosine_decay`; `family` is shared by all."""
+
+    entries: tuple[Entry, ...]
+    tasks: str
+    family: dict[str, Any]
+    learning_rate: float = 3e-3
+    cosine_decay: bool = True
+    episodes: int = 600
+
+
+def experiment(s: Settings, lab: Lab) -> Outcome:
+    """Trains and tests every entry."""
+    measured, trained = {}, []
+    for entry in s.entries:
+        x = _train(entry, s, lab)
+        trained.append(in_training(entry.name, lab))
+        for row, options in entry.tests.items():
+            tasks = mb.load_tasks(s.tasks)(**s.family | entry.tasks | options)
+            method = mb.load_method(entry.method)(tasks.subject, **entry.options)
+            found = lab.evaluate(f"{row}: test, {tasks.subject.protocol}", method, x, tasks, episodes=s.episodes)
+            measured[row] = percent(found[None]["accuracy"])
+    return Outcome(measured, [_side_by_side(measured), training_panel(trained)])
+
+
+def _side_by_side(measured: dict[str, mb.Interval]) -> Panel:
+    values = list(measured.values())
+    ours = Curve("ours", range(len(values)), [i.mean for i in values], [i.ci95 for i in values], style="points")
+    return Panel("test tasks", "", "accuracy (%)", [ours], ticks=[row.split(", ", 1)[-1] for row in measured])
+
+
+def _train(entry: Entry, s: Settings, lab: Lab) -> Any:
+    import optax
+
+    tasks = mb.load_tasks(s.tasks)(**s.family | entry.tasks)
+    method = mb.load_method(entry.method)(tasks.subject, **entry.options)
+    rate = optax.cosine_decay_schedule(s.learning_rate, entry.iterations) if s.cosine_decay else s.learning_rate
+    return lab.fit(f"{entry.name}: training", method, tasks, optax.adam(rate),
+                   steps=entry.iterations, meta_batch=entry.meta_batch)  # fmt: skip
