@@ -10,15 +10,20 @@ from .accuracy import in_training, training_panel
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One training, and one or more `tests` of it: a row by its name and the options of the task family at test.
+class Test:
+    """What is other at a test than in training: options of the task family and of the method."""
 
-    `options` are the method's; `tasks` those of the task family, in which training and test may differ.
-    """
+    tasks: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One training, with options of the method and of the task family, and its tests, a row each."""
 
     name: str
     method: str
-    tests: dict[str, dict[str, Any]]
+    tests: dict[str, Test]
     options: dict[str, Any] = field(default_factory=dict)
     tasks: dict[str, Any] = field(default_factory=dict)
     iterations: int = 1_000
@@ -43,9 +48,9 @@ def experiment(s: Settings, lab: Lab) -> Outcome:
     for entry in s.entries:
         x = _train(entry, s, lab)
         trained.append(in_training(entry.name, lab))
-        for row, options in entry.tests.items():
-            tasks = mb.load_tasks(s.tasks)(**s.family | entry.tasks | options)
-            method = mb.load_method(entry.method)(tasks.subject, **entry.options)
+        for row, test in entry.tests.items():
+            tasks = mb.load_tasks(s.tasks)(**s.family | entry.tasks | test.tasks)
+            method = mb.load_method(entry.method)(tasks.subject, **entry.options | test.options)
             found = lab.evaluate(f"{row}: test, {tasks.subject.protocol}", method, x, tasks, episodes=s.episodes)
             measured[row] = percent(found[None]["accuracy"])
     return Outcome(measured, [_side_by_side(measured), training_panel(trained)])

@@ -5,7 +5,7 @@ from typing import Any
 
 from metabilevel.reproduction import Claim, Published, Reproduction, Scale
 
-from .contest import Entry, Settings, experiment
+from .contest import Entry, Settings, Test, experiment
 
 HEADS: dict[str, tuple[str, dict[str, Any]]] = {
     "SVM": ("metaoptnet", {"c": 0.1}),
@@ -20,7 +20,7 @@ def setting(shots: int, head: str) -> str:
 
 
 def _entries(iterations: int, meta_batch: int, **tasks: Any) -> tuple[Entry, ...]:
-    tests = lambda head: {setting(shots, head): {"shots": shots, "queries": 15} for shots in (1, 5)}
+    tests = lambda head: {setting(shots, head): Test({"shots": shots, "queries": 15}) for shots in (1, 5)}
     return tuple(
         Entry(head, method, tests(head), options, tasks, iterations, meta_batch)
         for head, (method, options) in HEADS.items()

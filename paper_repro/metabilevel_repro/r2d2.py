@@ -5,7 +5,7 @@ from typing import Any
 
 from metabilevel.reproduction import Claim, Published, Reproduction, Scale
 
-from .contest import Entry, Settings, experiment
+from .contest import Entry, Settings, Test, experiment
 
 HEADS: dict[str, tuple[str, dict[str, Any]]] = {
     "R2-D2": ("r2d2", {}),
@@ -22,7 +22,7 @@ def setting(shots: int, head: str) -> str:
 
 def _entries(heads: list[str], iterations: int, **tasks: Any) -> tuple[Entry, ...]:
     """One training for each head, tested with one shot and with five."""
-    tests = lambda head: {setting(shots, head): {"shots": shots} for shots in (1, 5)}
+    tests = lambda head: {setting(shots, head): Test({"shots": shots}) for shots in (1, 5)}
     make = lambda head: Entry(head, HEADS[head][0], tests(head), HEADS[head][1], tasks, iterations)
     return tuple(make(head) for head in heads)
 
