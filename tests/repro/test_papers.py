@@ -12,6 +12,7 @@ NAMES = [
     "bernacchia-negative-rates",
     "maml-omniglot",
     "maml-sinusoid",
+    "reptile-gradients",
     "reptile-omniglot",
     "reptile-sine",
 ]
