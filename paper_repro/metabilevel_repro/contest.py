@@ -1,5 +1,6 @@
 """Methods on the same tasks and network, one after the other: what the comparisons of heads and baselines measure."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,10 +57,16 @@ def experiment(s: Settings, lab: Lab) -> Outcome:
     return Outcome(measured, [_side_by_side(measured), training_panel(trained)])
 
 
-def _side_by_side(measured: dict[str, mb.Interval]) -> Panel:
-    values = list(measured.values())
-    ours = Curve("ours", range(len(values)), [i.mean for i in values], [i.ci95 for i in values], style="points")
-    return Panel("test tasks", "", "accuracy (%)", [ours], ticks=[row.split(", ", 1)[-1] for row in measured])
+def _side_by_side(measured: Mapping[str, Any]) -> Panel:
+    """Rows "setting, method": the methods side by side, in a colour for each setting."""
+    cells = {tuple(row.split(", ", 1)): value for row, value in measured.items()}
+    settings, methods = (list(dict.fromkeys(names)) for names in zip(*cells, strict=True))
+    curves = []
+    for setting in settings:
+        at = [i for i, method in enumerate(methods) if (setting, method) in cells]
+        values = [cells[setting, methods[i]] for i in at]
+        curves.append(Curve(setting, at, [v.mean for v in values], [v.ci95 for v in values], style="points"))
+    return Panel("test tasks", "", "accuracy (%)", curves, ticks=methods)
 
 
 def _train(entry: Entry, s: Settings, lab: Lab) -> Any:
