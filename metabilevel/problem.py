@@ -12,7 +12,10 @@ from typing import Any, TypeAlias
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.extend.core import Var
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from .errors import InputError
 
 Outer: TypeAlias = PyTree[Float[Array, "..."]]
 Inner: TypeAlias = PyTree[Float[Array, "..."]]
@@ -98,7 +101,7 @@ def canonical(tree: PyTree, name: str) -> PyTree:
 def check_problem(problem: BilevelProblem, x: Outer, task: Task, key: Key) -> None:
     """Evaluates the functions in the abstract and says which of them gives what it must not.
 
-    **Raises:** `TypeError`, before anything is compiled.
+    **Raises:** `TypeError`; `InputError` for an outer loss whose derivative is zero everywhere. Nothing is compiled.
     """
     x, y, _ = eqx.filter_eval_shape(problem.begin, x, task, key)
     for path, leaf in jax.tree_util.tree_leaves_with_path(y):
@@ -107,8 +110,27 @@ def check_problem(problem: BilevelProblem, x: Outer, task: Task, key: Key) -> No
             raise TypeError(f"init gives y{where} of type {leaf.dtype}: inner variables must be floating arrays.")
     _require_scalar("inner_loss", eqx.filter_eval_shape(problem.inner_loss, x, y, task, key))
     _require_scalar("outer_loss", eqx.filter_eval_shape(problem.objective, x, y, task, key)[0])
+    _require_slope(problem, x, y, task, key)
 
 
 def _require_scalar(name: str, out: Any) -> None:
     if not (isinstance(out, jax.ShapeDtypeStruct) and out.shape == () and jnp.issubdtype(out.dtype, jnp.floating)):
         raise TypeError(f"{name} must give one floating scalar, not {out}. Take a mean or a sum of a vector of losses.")
+
+
+def _require_slope(problem: BilevelProblem, x: Outer, y: Inner, task: Task, key: Key) -> None:
+    """Follows a cotangent of the outer loss back: if it reaches neither x nor y, there is nothing to descend."""
+    if not jax.tree.leaves((x, y)):
+        return
+    loss = lambda x, y: problem.objective(x, y, task, key)[0]
+    pull = jax.make_jaxpr(lambda x, y, cotangent: jax.vjp(loss, x, y)[1](cotangent))
+    jaxpr = pull(x, y, jax.eval_shape(loss, x, y)).jaxpr
+    reached = {jaxpr.invars[-1]}
+    for eqn in jaxpr.eqns:
+        if any(isinstance(v, Var) and v in reached for v in eqn.invars):
+            reached.update(eqn.outvars)
+    if not any(isinstance(v, Var) and v in reached for v in jaxpr.outvars):
+        raise InputError(
+            "outer_loss has the derivative zero everywhere, as an error rate and other 0/1 losses have: nothing could be "
+            "learned from it. Descend a smooth loss (a cross-entropy, say) and give the rate as a metric."
+        )

@@ -115,14 +115,14 @@ def test_help(command: list[str]):
 
 @pytest.mark.parametrize("method", [entry.name for entry in entries(METHODS) if entry.distribution == "metabilevel"])
 def test_help_of_a_method_shows_its_options(method: str):
-    done = CliRunner().invoke(cli, ["run", method, "--tasks", "sinusoid", "--help"], terminal_width=200)
+    done = CliRunner().invoke(cli, ["run", method, "--tasks", "sinusoid", "--help"], terminal_width=250)
     assert done.exit_code == 0
     own = done.stdout.partition("Options of the run:")[0]
     for option in options(load_method(method)).values():
         flag = "--inner-steps" if option.name == "steps" else option.flag
-        line = next(line for line in own.splitlines() if f"{flag} " in line)
-        assert f"[default: {str(option.default).lower()}]" in line
-        assert option.help in line
+        record = " ".join(own.partition(f"  {flag} ")[2].partition("\n  --")[0].split())
+        assert f"[default: {str(option.default).lower()}]" in record
+        assert option.help in record
     assert "max_amplitude  ranges" in done.stdout.partition("Options of sinusoid")[2]
 
 
@@ -332,7 +332,7 @@ def test_finished_run(whole: Path, invoke: Invoke):
     assert json.loads(out)["step"] == STEPS
     assert "is finished. Give more --steps" in one_line(err)
     refused = {
-        "": f"--out: {whole} holds another run",
+        "": f"--out: {whole} holds a run already",
         "--resume --learning-rate 0.02 --seed 1": "options.learning_rate was 0.01 and is now 0.02; seed was 0 and is",
         "--resume --steps 9": f"steps was {STEPS} and is now 9",
     }
@@ -420,6 +420,15 @@ def test_diverging_run(invoke: Invoke):
     checkpoint = one_line(err).partition("The last good checkpoint is ")[2].rstrip(".")
     assert checkpoint == "runs/maml-sinusoid-0/checkpoints/00000000.ckpt"
     assert Path(checkpoint).is_file()
+
+
+def test_an_adaptation_that_diverges_at_test_is_a_failed_computation(invoke: Invoke):
+    status, out, err = invoke(*MAML, "--steps", "2", "--test-learning-rate", "1e4", "--test-steps", "30")
+    assert status == 1
+    assert "nan" in out or "inf" in out
+    assert "The loss after 30 inner steps is not finite on some of the 600 test episodes" in one_line(err)
+    assert invoke("evaluate", "runs/maml-sinusoid-0", "--episodes", "9")[0] == 1
+    assert invoke("evaluate", "runs/maml-sinusoid-0", "--episodes", "9", "--inner-steps", "0")[0] == 0
 
 
 def test_out_of_memory(invoke: Invoke, monkeypatch: pytest.MonkeyPatch):

@@ -93,6 +93,19 @@ def test_a_gradient_that_is_not_finite_says_so(key):
     assert not info.finite
 
 
+def test_an_outer_loss_without_a_slope_is_refused(key):
+    tasks = mb.load_tasks("sinusoid")()
+    method = mb.load_method("maml")(tasks.subject)
+    count = lambda x, y, task, key: jnp.mean(jnp.abs(tasks.subject.predict(y, task.query.inputs)) > 1, dtype=float)
+    counting = dataclasses.replace(method, problem=dataclasses.replace(method.problem, outer_loss=count))
+    with pytest.raises(mb.InputError, match="outer_loss has the derivative zero everywhere"):
+        mb.fit(counting, tasks, optax.sgd(0.1), key=key, steps=1, meta_batch=2)
+    good, task = point(key)
+    rounded = dataclasses.replace(NONLINEAR, outer_loss=lambda x, y, t, k: jnp.round(y.sum()))
+    with pytest.raises(mb.InputError, match="0/1 losses"):
+        mb.hypergradient(rounded, good, task, key=key, solver=mb.GradientDescent(optax.sgd(0.1), 2))
+
+
 @pytest.mark.parametrize(
     ("changes", "x", "message"),
     [

@@ -110,7 +110,7 @@ def test_second_process_is_refused(tmp_path: Path):
 def test_directory_of_another_run_is_refused(tmp_path: Path):
     Run.create(tmp_path, CONFIG).close()
     before = files(tmp_path)
-    with pytest.raises(RunError, match=f"{tmp_path} holds another run"):
+    with pytest.raises(RunError, match=f"{tmp_path} holds a run already"):
         Run.create(tmp_path, CONFIG)
     assert files(tmp_path) == before
 

@@ -46,3 +46,4 @@ def command(run: Path, seed: int | None, inner_steps: list[int] | None, as_json:
     path = run / f"evaluation-{judgement.split}.json"
     write_json(path, document)
     show(as_json, document, judgement.table(experiment.title), f"Written to {path}")
+    judgement.require_finite()

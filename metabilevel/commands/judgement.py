@@ -1,10 +1,12 @@
 """What became of x: scores on fresh tasks, with all that is needed to read them."""
 
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 from rich.table import Table
 
+from ..errors import ComputationError
 from ..evaluation import Interval
 
 
@@ -34,3 +36,13 @@ class Judgement:
             scores = [str(cells[steps, metric]) for metric in metrics]
             table.add_row("-" if steps is None else str(steps), *scores, self.protocol or "-")
         return table
+
+    def require_finite(self) -> None:
+        """Raises a `ComputationError` that names the first score which is no finite number."""
+        for row in self.rows:
+            if not (isfinite(row["mean"]) and (isfinite(row["ci95"]) or row["episodes"] == 1)):
+                after = "" if row["steps"] is None else f" after {row['steps']} inner steps"
+                raise ComputationError(
+                    f"The {row['metric']}{after} is not finite on some of the {self.episodes} {self.split} episodes: "
+                    "adaptation diverged there. Lower the inner learning rate, or take fewer steps."
+                )

@@ -133,7 +133,9 @@ def _run(
                     note(f"The run in {out} is finished. Give more --steps to go on with it.")
             except Interrupted as stop:
                 raise Interrupted(stop.signum, f"{stop} Resume with: {_again()}") from stop
-    show(as_json, {"run": str(out), **summary}, _table(config, summary), f"The run is in {out}")
+    judged = Judgement(**summary["evaluation"])
+    show(as_json, {"run": str(out), **summary}, judged.table(_title(config)), f"The run is in {out}")
+    judged.require_finite()
 
 
 @contextmanager
@@ -176,10 +178,6 @@ def _finish(run: Run, experiment: Experiment, interrupts: Interrupts, progress: 
     summary = {"step": step, "seconds": seconds, "metrics": rows[-1], "evaluation": asdict(judgement)}
     run.finish(summary)
     return summary
-
-
-def _table(config: Config, summary: Mapping[str, Any]) -> Any:
-    return Judgement(**summary["evaluation"]).table(_title(config))
 
 
 def _title(config: Config) -> str:

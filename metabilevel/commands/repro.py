@@ -67,7 +67,7 @@ def shown(name: str, as_json: bool) -> None:
 
 @command.command()
 @click.argument("name")
-@click.option("--scale", default="small", show_default=True, help="As listed by `metabilevel repro show NAME`.")
+@click.option("--scale", default="small", show_default=True, help="smoke, small or full.")
 @click.option("--seed", type=Count(0, 2**32 - 1), default=0, show_default=True, help="Of all randomness.")
 @click.option(
     "--out", type=click.Path(path_type=Path), metavar="DIR", help="For the result. [default: runs/repro/NAME-SCALE]"
@@ -103,10 +103,11 @@ def _require_place(folder: Path, name: str, scale: str) -> None:
     if folder.exists() and not folder.is_dir():
         raise RunError(f"--out: {folder} is no directory.")
     if (folder / RESULT).exists():
-        held = read_json(folder / RESULT)
-        if (held["about"]["name"], held["scale"]) != (name, scale):
-            raise RunError(f"--out: {folder} holds a result of another reproduction: give another directory.")
-    elif folder.exists() and (items := sorted(item.name for item in folder.iterdir())):
+        match read_json(folder / RESULT):
+            case {"about": {"name": held}, "scale": of} if (held, of) == (name, scale):
+                return
+        raise RunError(f"--out: {folder} holds a result of another reproduction: give another directory.")
+    if folder.exists() and (items := sorted(item.name for item in folder.iterdir())):
         raise RunError(
             f"--out: {folder} holds {items[0]!r}, which is no result's: give an empty directory or a new one."
         )

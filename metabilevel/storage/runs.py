@@ -171,7 +171,7 @@ def require_unused(path: Path) -> None:
     items = path.iterdir() if path.is_dir() else ()
     held = sorted(item.name for item in items if item.name != LOCK and ".tmp." not in item.name)
     if CONFIG in held:
-        raise RunError(f"{path} holds another run: resume that, or give another directory.")
+        raise RunError(f"{path} holds a run already: go on with it by --resume, or give another directory.")
     if held:
         raise RunError(f"{path} holds {held[0]!r}, which is no run's: give an empty directory or a new one.")
 

@@ -31,8 +31,7 @@ _HELP = {
     "learning_rate": "inner step size, on the mean support loss; any sign.",
     "steps": "number of inner steps, 0 or more.",
     "adapts": "what moves in the inner loop: the whole network, its head or its body alone.",
-    "head": "where a task's head starts: at the learned one (meta), at a random one, drawn at every visit, or where "
-    "this task's last visit left it (stored; for tasks with a pool).",
+    "head": "where a task's head starts: at the learned one, a random one, or where its last visit left it (stored).",
 }
 
 
