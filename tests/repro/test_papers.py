@@ -8,6 +8,7 @@ from metabilevel.findings import PICTURE, RESULT, block
 from metabilevel.registry import REPRO, load
 
 NAMES = [
+    "anil-freezing",
     "anil-omniglot",
     "bernacchia-negative-rates",
     "maml-omniglot",
