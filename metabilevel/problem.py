@@ -118,7 +118,7 @@ def _require_scalar(name: str, out: Any) -> None:
         raise TypeError(f"{name} must give one floating scalar, not {out}. Take a mean or a sum of a vector of losses.")
 
 
-def _require_slope(problem: BilevelProblem, x: Outer, y: Inner, task: Task, key: Key) -> None:
+def _require_slope(problem: BilevelProblem, x: PyTree, y: PyTree, task: Task, key: Key) -> None:
     """Follows a cotangent of the outer loss back: if it reaches neither x nor y, there is nothing to descend."""
     if not jax.tree.leaves((x, y)):
         return
@@ -131,6 +131,6 @@ def _require_slope(problem: BilevelProblem, x: Outer, y: Inner, task: Task, key:
             reached.update(eqn.outvars)
     if not any(isinstance(v, Var) and v in reached for v in jaxpr.outvars):
         raise InputError(
-            "outer_loss has the derivative zero everywhere, as an error rate and other 0/1 losses have: nothing could be "
-            "learned from it. Descend a smooth loss (a cross-entropy, say) and give the rate as a metric."
+            "outer_loss has the derivative zero everywhere, as an error rate and other 0/1 losses have: nothing could "
+            "be learned from it. Descend a smooth loss (a cross-entropy, say) and give the rate as a metric."
         )

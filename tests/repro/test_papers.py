@@ -11,6 +11,7 @@ NAMES = [
     "anil-freezing",
     "anil-omniglot",
     "bernacchia-negative-rates",
+    "lecture-claims",
     "maml-omniglot",
     "maml-sinusoid",
     "reptile-gradients",
