@@ -11,6 +11,7 @@ import pytest
 from problems import assert_close, directional, dot, like
 
 import metabilevel as mb
+from metabilevel.training import train
 
 pytestmark = pytest.mark.usefixtures("quick")
 METHODS = ["maml", "fomaml", "anil", "boil", "meta-sgd", "lslr", "reptile"]
@@ -196,3 +197,15 @@ def test_every_axis_trains(key):
         x, history = mb.fit(method, tasks, optax.adam(1e-3), key=key, steps=40, meta_batch=4, every=20)
         assert history[-1]["loss"] < history[0]["loss"] * 1.5
         assert np.isfinite(mb.evaluate(method, x, tasks, key=key, episodes=20, steps=[0, 3])[3]["loss"].mean)
+
+
+@pytest.mark.parametrize(("name", "options"), [("maml", {"head": "stored"}), ("lslr", {"multi_step": 9})])
+def test_a_training_that_is_resumed_ends_bitwise_the_same(name, options, key):
+    tasks = mb.load_tasks("sinusoid")(pool=3, network="tanh-64-64")
+    method, optimizer = mb.load_method(name)(tasks.subject, **RATE | options), optax.adam(1e-3)
+    legs = lambda steps, state: list(
+        train(method, tasks, optimizer, key=key, steps=steps, meta_batch=2, every=4, state=state)
+    )
+    whole = legs(8, None)[-1][0]
+    assert_close(legs(8, legs(5, None)[-1][0])[-1][0], whole, 0.0)
+    assert jax.tree.leaves(whole.carry)  # the table of heads, or the number of steps
