@@ -99,7 +99,11 @@ class AbstractIterativeSolver(AbstractInnerSolver):
             point = self.step(x, lambda y: grad(problem, x, y, seen, k), *point)
             return point, None if read is None else read(point[0])
 
-        return scan(body, point, jnp.arange(start, self.steps if stop is None else stop))
+        stop = self.steps if stop is None else stop
+        if stop - start == 1:  # one step needs no loop
+            point, read_ = body(point, start)
+            return point, jax.tree.map(lambda a: a[None], read_)
+        return scan(body, point, jnp.arange(start, stop))
 
     def solve(self, problem, x, y0, task, key, grad=inner_gradient, scan=jax.lax.scan):
         (y, _), _ = self.path(problem, x, (y0, self.init(x, y0)), task, key, grad=grad, scan=scan)

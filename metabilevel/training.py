@@ -1,7 +1,9 @@
 """The outer loop: the only place where x changes."""
 
+import math
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, Literal, TypeAlias, get_args
 
 import equinox as eqx
@@ -21,6 +23,7 @@ OnNonfinite: TypeAlias = Literal["raise", "mask"]
 Row: TypeAlias = dict[str, float | int]
 
 BEFORE_STEP_0 = 2**32 - 1  # what is folded into the key for the initial state, where step i folds in i
+DRAWN_BYTES = 2**18  # of tasks that are drawn for several steps at once, which small tasks are faster by
 CHUNK_SECONDS = 1.0  # how long an interrupt may wait for compiled code to come back
 
 
@@ -157,14 +160,23 @@ def outer_step(
 def _loop(
     method: Method, tasks: TaskDistribution, optimizer: Any, meta_batch: int, state: TrainState, key: Key, stop: Array
 ) -> tuple[TrainState, Array]:
-    """Walks to the step `stop`; and whether x is finite there."""
+    """Walks to the step `stop`; and whether x is finite there. The tasks of several steps are drawn at once."""
+    draw = partial(_batch, tasks, meta_batch, key)
+    bytes_of_one = sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(jax.eval_shape(draw, stop)[0]))
+    drawn = min(64, max(1, DRAWN_BYTES // max(1, bytes_of_one)))
 
-    def one(i: Array, s: TrainState) -> TrainState:
-        batch, k = _batch(tasks, meta_batch, key, i)
-        x, opt, carry, info = outer_step(method, optimizer, s.x, s.optimizer, s.carry, batch, k)
-        return TrainState(x, opt, carry, i + 1, _add(s.window, info, i))
+    def block(number: Array, state: TrainState) -> TrainState:
+        first = number * drawn
+        batches = jax.vmap(draw)(first + jnp.arange(drawn, dtype=first.dtype))
 
-    state = jax.lax.fori_loop(state.step, stop, one, state)
+        def one(i: Array, s: TrainState) -> TrainState:
+            batch, k = jax.tree.map(lambda a: a[i - first], batches)
+            x, opt, carry, info = outer_step(method, optimizer, s.x, s.optimizer, s.carry, batch, k)
+            return TrainState(x, opt, carry, i + 1, _add(s.window, info, i))
+
+        return jax.lax.fori_loop(state.step, jnp.minimum(stop, first + drawn), one, state)
+
+    state = jax.lax.fori_loop(state.step // drawn, -(-stop // drawn), block, state)
     return state, all_finite(state.x)
 
 
