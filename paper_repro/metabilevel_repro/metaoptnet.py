@@ -9,7 +9,7 @@ from .contest import Entry, Settings, Test, experiment
 
 HEADS: dict[str, tuple[str, dict[str, Any]]] = {
     "SVM": ("metaoptnet", {"c": 0.1}),
-    "ridge": ("r2d2", {"learn_ridge": False}),
+    "ridge": ("metaoptnet", {"head": "ridge", "scale": 10.0}),
     "prototypes": ("protonet", {}),
 }
 

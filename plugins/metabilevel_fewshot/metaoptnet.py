@@ -1,13 +1,24 @@
-"""MetaOptNet (Lee, Maji, Ravichandran & Soatto 2019, arXiv:1904.03758): a support vector machine as the head."""
+"""MetaOptNet (Lee, Maji, Ravichandran & Soatto 2019, arXiv:1904.03758): a convex problem as the head."""
+
+from typing import Literal
 
 import jax.numpy as jnp
 
 from metabilevel import Learner, Method, simplex_qp, simplex_residual
 
 from .heads import among, closed_form, one_hot, positive
+from .ridge import r2d2
 
 
-def metaoptnet(learner: Learner, *, c: float = 0.1, scale: float = 1.0, iterations: int = 100) -> Method:
+def metaoptnet(
+    learner: Learner,
+    *,
+    head: Literal["svm", "ridge"] = "svm",
+    c: float = 0.1,
+    ridge: float = 1.0,
+    scale: float = 1.0,
+    iterations: int = 100,
+) -> Method:
     """MetaOptNet: the head is the multi-class SVM of Crammer & Singer (2001) on the features of the support set.
 
     Its dual, with K = F F^T, one-hot labels Y and b = c Y - alpha,
@@ -15,15 +26,19 @@ def metaoptnet(learner: Learner, *, c: float = 0.1, scale: float = 1.0, iteratio
         y = argmin_b  tr(b^T K b) / 2 + tr(b^T (Y - c K Y))   with every row of b >= 0 and of sum c,
 
     is solved by `simplex_qp` and differentiated through its optimality conditions; outputs = scale f F^T (c Y - y).
-    The certificate's inner residual is that of the conditions. (With a ridge regression as the head, the paper's
-    MetaOptNet-RR, it is `r2d2`.)
+    The certificate's inner residual is that of the conditions. With a ridge regression as the head (MetaOptNet-RR) it
+    is `r2d2` with a fixed ridge.
 
     **Arguments:**
 
-    - `c`: weight of the errors against the margin; positive.
+    - `head`: the support vector machine, or the ridge regression.
+    - `c`: of the machine, weight of the errors against the margin; positive.
+    - `ridge`: of the regression, strength of the penalty; positive.
     - `scale`: of the outputs, at the start of training; an outer variable.
     - `iterations`: of the quadratic program's solver.
     """
+    if head == "ridge":
+        return r2d2(learner, ridge=ridge, scale=scale, learn_ridge=False)
     positive("c", c)
     positive("iterations", iterations)
 

@@ -108,6 +108,15 @@ def test_ridge_fits_regression_too():
     assert mb.evaluate(method, x, tasks, key=jax.random.key(1), episodes=100)[None]["loss"].mean < 0.5
 
 
+def test_the_ridge_head_of_metaoptnet_is_that_of_r2d2_with_a_fixed_ridge():
+    options = {"ridge": 0.3, "scale": 5.0}
+    fixed, x, batch = setting("metaoptnet", head="ridge", **options)
+    learned, start, _ = setting("r2d2", **options)
+    gradient = direction(learned, start, batch)[0]
+    del gradient["log_ridge"]
+    assert_close(direction(fixed, x, batch)[0], gradient, 1e-6)
+
+
 def test_nil_takes_the_body_that_anil_trains():
     method, x, batch = setting("nil", learning_rate=0.2, steps=3)
     trained = mb.load_method("anil")(blobs().subject, learning_rate=0.2, steps=3)
