@@ -14,6 +14,13 @@ if "METABILEVEL_DATA" not in os.environ and SHARED.is_dir():
     os.environ["METABILEVEL_DATA"] = str(SHARED)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def forget() -> Iterator[None]:
+    """Frees what was compiled: a process that holds thousands of programs runs out of memory maps, and crashes."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def x64() -> Iterator[None]:
     """Double precision, for comparisons with finite differences and closed forms."""

@@ -14,10 +14,18 @@ NAMES = [
     "lecture-claims",
     "maml-omniglot",
     "maml-sinusoid",
+    "metaoptnet-cifar-fs",
+    "r2d2-cifar-fs",
+    "r2d2-omniglot",
     "reptile-gradients",
     "reptile-omniglot",
     "reptile-sine",
+    "union-vs-maml",
 ]
+DATA = {
+    "omniglot": ("omniglot28.npz", ("omniglot", "anil", "gradients", "lecture")),
+    "cifar": ("cifar100_test.npz", ("cifar", "union")),
+}
 SCALES = ("smoke", "small", "full")
 
 
@@ -42,8 +50,9 @@ def test_numbers_and_claims_are_about_the_same_settings(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_smoke(name, tmp_path, data_files):
     reproduction = load(REPRO, name)
-    if "omniglot" in name:
-        data_files("omniglot", "omniglot28.npz")
+    for dataset, (file, users) in DATA.items():
+        if any(user in name for user in users):
+            data_files(dataset, file)
     report = reproduction.run("smoke", progress=False)
     measured = {row.setting for row in report.rows if row.ours is not None}
     assert set(reproduction.promised("smoke")) <= measured
