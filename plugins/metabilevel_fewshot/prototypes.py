@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from metabilevel import Learner, Method
 
 from .anil import anil
-from .heads import among, closed_form, one_hot
+from .heads import among, closed_form, one_hot, positive
 from .maml import maml
 
 
@@ -53,8 +53,9 @@ def nil(
 
     - `train`: what trains the body.
     - `learning_rate`, `steps`: of the inner loop of that training.
-    - `scale`: of the cosines in the softmax.
+    - `scale`: of the cosines in the softmax; positive.
     """
+    positive("scale", scale)
 
     def outputs(x, y, support, features):
         labels = one_hot(learner, support)
