@@ -45,7 +45,9 @@ def union(
 
 def _with_heads(learner: Learner, key):
     if learner.pool is None:
-        raise InputError("heads = 'per-task': these tasks have no numbers by which to keep heads; give them a pool.")
+        raise InputError(
+            "heads = 'per-task': these tasks have no numbers to keep heads by; give them a pool (their option)."
+        )
     keys = jax.random.split(key, learner.pool)
     return {**learner.init(key), "heads": jax.vmap(lambda k: learner.init(k)["head"])(keys)}
 

@@ -96,7 +96,9 @@ def estimator(
     if policy.head != "stored":
         return Nested(problem, solver, adjoint)
     if learner.pool is None:
-        raise InputError("head = 'stored': these tasks have no numbers by which to store heads; give them a pool.")
+        raise InputError(
+            "head = 'stored': these tasks have no numbers to store heads by; give them a pool (their option)."
+        )
     if policy.adapts == "body":
         raise InputError("head = 'stored': with adapts = 'body' no head ever changes; store none.")
     return WarmStarted(problem, solver, adjoint, learner.pool, lambda task: task.id, lambda y: y["head"])
