@@ -73,9 +73,12 @@ def test_the_direction_is_the_gradient_of_the_reported_loss(name, options, x64):
     np.testing.assert_allclose(dot(direction(method, x, batch)[0], v), directional(loss, x, v), rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["r2d2", "metaoptnet", "protonet"])
-def test_the_head_solves_the_inner_problem_that_is_stated(name, x64):
-    residuals = direction(*setting(name))[2].certificate.inner_residual
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("r2d2", {}), ("metaoptnet", {}), ("metaoptnet", {"solver": "interior-point"}), ("protonet", {})],
+)
+def test_the_head_solves_the_inner_problem_that_is_stated(name, options, x64):
+    residuals = direction(*setting(name, **options))[2].certificate.inner_residual
     np.testing.assert_allclose(residuals, 0, atol=1e-6)
 
 
