@@ -71,12 +71,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A claim, and whether the `numbers` bear it out; None where they were not measured."""
+    """A claim, and whether the `numbers` bear it out; None where they were not measured, or the run was `too_short`."""
 
     sentence: str
     place: str
     held: bool | None
     numbers: str
+    too_short: bool = False
+
+    def __str__(self) -> str:
+        unjudged = "too short to judge" if self.too_short else "not measured"
+        return {True: "held", False: "did not hold", None: unjudged}[self.held]
 
 
 @dataclass(frozen=True)
@@ -142,8 +147,8 @@ class Report:
             numbers.add_section()
         claims = Table("verdict", "claim", "our numbers, as the claim wants them", title="Claims of the paper")
         for claim in self.claims:
-            held = {True: ("held", "green"), False: ("did not hold", "bold red"), None: ("not measured", "dim")}
-            claims.add_row(Text(*held[claim.held]), f"{claim.sentence} ({claim.place})", claim.numbers)
+            style = {True: "green", False: "bold red", None: "dim"}[claim.held]
+            claims.add_row(Text(str(claim), style), f"{claim.sentence} ({claim.place})", claim.numbers)
         notes = [f"{cited(about)}; the paper's ±: {about['interval']}.", self.protocol]
         notes += [f"Departure: {departure}" for departure in self.departures]
         notes += [f"{self.seconds:.0f} s on {self.environment.device}, {self.cores} cores."]

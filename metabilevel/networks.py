@@ -147,7 +147,7 @@ class ConvNet(AbstractNetwork):
         block = relu(pool(gamma N(conv(maps)) + beta))
 
     with a 3 x 3 convolution, N = `normalise`, the shift beta (the parameter `bias`) and the factor gamma (`scale`).
-    A convolution has no bias of its own: N would take it away again.
+    A convolution has no bias of its own: N would take it away again. Without `batch_norm` N is the identity.
 
     **Arguments:**
 
@@ -159,6 +159,7 @@ class ConvNet(AbstractNetwork):
     - `scale`: whether there is a factor gamma.
     - `init_head`: of the head's weights, see `MLP`; convolutions are `"glorot-uniform"`. So are both in Finn et al.'s
       code after max-pooling; after a mean its head is `"normal"`, from which Omniglot is learned more slowly.
+    - `batch_norm`: whether the maps are normalised.
 
     **Raises:** `InputError` for a name that is not offered, a size below 1, or a map that shrinks to nothing.
 
@@ -175,6 +176,7 @@ class ConvNet(AbstractNetwork):
     readout: str = eqx.field(static=True, default="mean")
     scale: bool = eqx.field(static=True, default=False)
     init_head: str = eqx.field(static=True, default="glorot-uniform")
+    batch_norm: bool = eqx.field(static=True, default=True)
 
     def __check_init__(self):
         require_choice("down", self.down, ("stride", "max-pool"))
@@ -186,7 +188,7 @@ class ConvNet(AbstractNetwork):
 
     @property
     def batch_statistics(self) -> bool:
-        return True
+        return self.batch_norm
 
     @property
     def features(self) -> int:
@@ -213,7 +215,7 @@ class ConvNet(AbstractNetwork):
     ) -> list[Float[Array, "n ..."]]:
         maps, outputs, pooled = inputs, [], self.down == "max-pool"
         for layer in params:
-            maps = normalised_convolution(layer, maps, stride=1 if pooled else 2)
+            maps = normalised_convolution(layer, maps, 1 if pooled else 2, self.batch_norm)
             maps = jax.nn.relu(max_pool(maps) if pooled else maps)
             outputs.append(maps)
         return outputs
@@ -290,9 +292,15 @@ def normalise(x: Float[Array, "n *hw c"], eps: float = 1e-3) -> Float[Array, "n 
     return centred * jax.lax.rsqrt(jnp.mean(centred**2, axes) + eps)
 
 
-def normalised_convolution(layer: Inner, maps: Float[Array, "n h w c"], stride: int = 1) -> Float[Array, "n h2 w2 d"]:
-    """gamma N(conv(maps)) + beta, with N = `normalise`; a `layer` without the factor gamma (`scale`) has none."""
-    maps = normalise(conv2d(layer["weights"], maps, stride))
+def normalised_convolution(
+    layer: Inner, maps: Float[Array, "n h w c"], stride: int = 1, batch_norm: bool = True
+) -> Float[Array, "n h2 w2 d"]:
+    """gamma N(conv(maps)) + beta, with N = `normalise`, or the identity if not `batch_norm`.
+
+    A `layer` without the factor gamma (`scale`) has none.
+    """
+    maps = conv2d(layer["weights"], maps, stride)
+    maps = normalise(maps) if batch_norm else maps
     return (maps * layer["scale"] if "scale" in layer else maps) + layer["bias"]
 
 

@@ -48,8 +48,8 @@ class Claim:
     relation: Literal["rising", "near"] = "rising"
     margin: float = 0.0
 
-    def judge(self, measured: Mapping[str, Measured]) -> Verdict:
-        """Whether the claim held; None where one of its settings was not measured."""
+    def judge(self, measured: Mapping[str, Measured], *, conclusive: bool = True) -> Verdict:
+        """Whether the claim held; None where one of its settings was not measured, or by what is not `conclusive`."""
         if any(isinstance(name, str) and name not in measured for name in self.settings):
             return Verdict(self.sentence, self.place, None, "not measured at this scale")
         values = [measured[s] if isinstance(s, str) else Measured(s) for s in self.settings]
@@ -61,7 +61,7 @@ class Claim:
             sign, wording = " ≈ ", "within"
             held = all(abs(b.mean - first.mean) + _half_width(first, b) <= self.margin for b in others)
         numbers = sign.join(map(str, values)) + (f", {wording} {self.margin:g}" if self.margin else "")
-        return Verdict(self.sentence, self.place, held, numbers)
+        return Verdict(self.sentence, self.place, held if conclusive else None, numbers, too_short=not conclusive)
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ class Scale:
     - `protocol`: what is done, in words.
     - `departures`: each way in which that is not what the paper did.
     - `unmeasured`: published settings that are left out.
+    - `conclusive`: whether the claims can be judged by it; not by a few iterations which show that it runs.
     - `compile_quickly`: XLA optimises little, which pays where next to nothing is computed; speeds then mean nothing.
     """
 
@@ -79,6 +80,7 @@ class Scale:
     protocol: str
     departures: tuple[str, ...] = ()
     unmeasured: tuple[str, ...] = ()
+    conclusive: bool = True
     compile_quickly: bool = False
 
 
@@ -133,7 +135,7 @@ class Reproduction:
             settings=settings,
             config_hash=hashlib.sha256(what.encode()).hexdigest(),
             rows=self._rows(measured),
-            claims=tuple(claim.judge(measured) for claim in self.claims),
+            claims=tuple(claim.judge(measured, conclusive=chosen.conclusive) for claim in self.claims),
             panels=tuple(outcome.panels),
             stages=tuple(lab.stages),
             environment=Environment.current(),

@@ -158,7 +158,7 @@ WRONG = {
     "evaluate here --split tset": "'--split': 'tset' is not one of 'train', 'valid', 'test'",
     "run mamll": "no method 'mamll'. Did you mean 'maml'? Installed: anil,",
     "run --tasks sinusoid maml": "--tasks: the method comes first",
-    "run maml": "Missing option '--tasks'. Installed: cifar-fs, from-arrays, from-folder, ",
+    "run maml": "Missing option '--tasks'. Installed: cifar-fs, fashion-mnist, from-arrays, from-folder, ",
     "run maml --tasks sinusiod": "no task family 'sinusiod'. Did you mean 'sinusoid'?",
 }
 WRONG_OPTIONS = {

@@ -16,6 +16,7 @@ SMALL = {
     "max-pool-flatten-scale": ConvNet(
         (9, 6, 2), 3, filters=4, blocks=2, down="max-pool", readout="flatten", scale=True
     ),
+    "stride-plain": ConvNet((4, 5, 2), 3, filters=2, blocks=2, readout="flatten", batch_norm=False),
     "r2d2": R2D2Net((5, 6, 2), 3, widths=(4, 3)),
     "resnet": ResNet12((3, 4, 2), 3, widths=(4,)),
 }
@@ -89,17 +90,18 @@ def test_max_pool_keeps_nan(where):
     assert jnp.isnan(max_pool(jnp.arange(4.0).at[where].set(jnp.nan).reshape(1, 2, 2, 1))).all()
 
 
-@pytest.mark.parametrize("scale", [False, True])
+@pytest.mark.parametrize(("scale", "batch_norm"), [(False, True), (True, True), (False, False)])
 @pytest.mark.parametrize("readout", ["mean", "flatten"])
 @pytest.mark.parametrize("down", ["stride", "max-pool"])
-def test_conv_net_is_the_textbooks(down, readout, scale, x64):
-    network = ConvNet((9, 7, 2), 3, filters=4, blocks=2, down=down, readout=readout, scale=scale)
+def test_conv_net_is_the_textbooks(down, readout, scale, batch_norm, x64):
+    network = ConvNet((9, 7, 2), 3, 4, blocks=2, down=down, readout=readout, scale=scale, batch_norm=batch_norm)
     params, inputs = parameters(network), images(network)
 
     def outputs(params, maps):
         for layer in params["body"]:
             maps = textbook(layer["weights"], maps, 2 if down == "stride" else 1)
-            maps = (maps - maps.mean((0, 1, 2))) / jnp.sqrt(maps.var((0, 1, 2)) + 1e-3)
+            if batch_norm:
+                maps = (maps - maps.mean((0, 1, 2))) / jnp.sqrt(maps.var((0, 1, 2)) + 1e-3)
             maps = jnp.maximum(layer.get("scale", 1.0) * maps + layer["bias"], 0)
             if down == "max-pool":
                 maps = jax.lax.reduce_window(maps, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")

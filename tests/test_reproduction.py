@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -79,6 +79,25 @@ def test_claims_are_judged_by_the_intervals(report):
     held = {verdict.sentence: verdict.held for verdict in report.claims}
     assert list(held.values()) == [True, False, True, False, None, True, False]
     assert report.claims[1].numbers == "1.00 ± 0.10 < 3.00 ± 0.20, by 1.95"
+
+
+def test_a_scale_that_is_too_short_gives_numbers_and_no_verdict(tmp_path):
+    short = {"short": Scale(Settings(0.0), "Hardly anything.", conclusive=False)}
+    report = replace(TOY, scales=short).run("short", progress=False)
+    assert {(verdict.held, str(verdict)) for verdict in report.claims} == {
+        (None, "too short to judge"),
+        (None, "not measured"),
+    }
+    assert report.claims[1].numbers == "1.00 ± 0.10 < 3.00 ± 0.20, by 1.95"
+    report.save(tmp_path)
+    assert Report.load(tmp_path).claims == report.claims
+    assert json.loads((tmp_path / "result.json").read_text())["claims"][0]["too_short"] is True
+    console = Console(width=200)
+    with console.capture() as shown:
+        console.print(report.table())
+    assert "too short to judge" in shown.get()
+    assert "held" not in shown.get()
+    assert "did not hold" not in shown.get()
 
 
 def test_what_is_promised_leaves_out_what_a_scale_does_not_measure():

@@ -176,6 +176,7 @@ REPRODUCTION = Reproduction(
             "tasks: shows that it runs.",
             ("Far too short to compare numbers.", *DEPARTURES),
             UNMEASURED,
+            conclusive=False,
             compile_quickly=True,
         ),
         "small": Scale(

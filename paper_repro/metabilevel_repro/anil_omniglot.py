@@ -120,6 +120,7 @@ REPRODUCTION = Reproduction(
             "that it runs.",
             ("Far too short to compare numbers.", *DEPARTURES),
             FIVE_SHOT,
+            conclusive=False,
             compile_quickly=True,
         ),
         "small": Scale(

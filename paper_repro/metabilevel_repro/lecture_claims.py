@@ -314,6 +314,7 @@ REPRODUCTION = Reproduction(
             "The small protocol, cut to 2 iterations, 10 test tasks, and 1 and 4 steps in (d), without (e), (g), (h), "
             "Omniglot and the net of (c): shows that it runs.",
             ("Far too short to judge the claims.", *DEPARTURES),
+            conclusive=False,
             compile_quickly=True,
         ),
         "small": Scale(

@@ -162,6 +162,7 @@ REPRODUCTION = Reproduction(
             "The small protocol, cut to one cell, 2 iterations, 8 filters and 2 test tasks: shows that it runs.",
             ("Far too short to compare numbers.",),
             tuple(p.setting for p in PUBLISHED if p.setting not in {t.setting for t in SMOKE.trainings}),
+            conclusive=False,
             compile_quickly=True,
         ),
         "small": Scale(

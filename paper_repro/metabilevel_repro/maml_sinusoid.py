@@ -141,6 +141,7 @@ REPRODUCTION = Reproduction(
             "The small protocol, cut to 300 iterations and 50 test tasks of 5 shots: shows that it runs, and no more.",
             ("Far too short to compare numbers.",),
             tuple(p.setting for p in PUBLISHED if not p.setting.startswith("5-shot")),
+            conclusive=False,
         ),
         "small": Scale(
             SMALL,

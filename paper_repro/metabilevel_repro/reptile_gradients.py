@@ -150,6 +150,7 @@ REPRODUCTION = Reproduction(
             "The small protocol, cut to one combination, 2 iterations, 8 filters and 2 test tasks: it runs.",
             ("Far too short to compare numbers.", *DEPARTURES),
             _unmeasured(SMOKE),
+            conclusive=False,
             compile_quickly=True,
         ),
         "small": Scale(

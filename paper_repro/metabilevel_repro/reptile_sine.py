@@ -103,6 +103,7 @@ REPRODUCTION = Reproduction(
             replace(FULL, iterations=200, episodes=50, judged=(0, 32)),
             "The small protocol, cut to 200 iterations and 50 test tasks: shows that it runs, and no more.",
             ("Far too short to compare numbers.", *DEPARTURES),
+            conclusive=False,
         ),
         "small": Scale(replace(FULL, episodes=600), PROTOCOL + " 600 test tasks.", DEPARTURES),
         "full": Scale(FULL, PROTOCOL + " 10,000 test tasks.", DEPARTURES),
