@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .adjoints import AbstractAdjoint as AbstractAdjoint
+    from .adjoints import ForwardMode as ForwardMode
     from .adjoints import StopGradient as StopGradient
     from .adjoints import Unroll as Unroll
+    from .adjoints import backpropagated as backpropagated
     from .diagnostics.diagnosis import Diagnosis as Diagnosis
     from .diagnostics.gradients import gradients as gradients
     from .diagnostics.memory import memory as memory
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from .episodes import FewShot as FewShot
     from .episodes import few_shot as few_shot
     from .errors import ComputationError as ComputationError
+    from .errors import HypergradientWarning as HypergradientWarning
     from .errors import InputError as InputError
     from .errors import NonFiniteError as NonFiniteError
     from .estimators import AbstractEstimator as AbstractEstimator
@@ -30,13 +33,27 @@ if TYPE_CHECKING:
     from .evaluation import evaluate as evaluate
     from .hypergradients import Solution as Solution
     from .hypergradients import hypergradient as hypergradient
+    from .hypergradients import reduced as reduced
     from .hypergradients import solve as solve
+    from .implicit import Implicit as Implicit
+    from .implicit import SecondMoments as SecondMoments
     from .info import Certificate as Certificate
     from .info import Info as Info
+    from .info import Reached as Reached
     from .info import Result as Result
     from .learner import Learner as Learner
     from .learner import classification as classification
     from .learner import regression as regression
+    from .linear import GMRES as GMRES
+    from .linear import AbstractInverse as AbstractInverse
+    from .linear import BiCGSTAB as BiCGSTAB
+    from .linear import ConjugateGradient as ConjugateGradient
+    from .linear import Dense as Dense
+    from .linear import Identity as Identity
+    from .linear import LinearSystem as LinearSystem
+    from .linear import Lineax as Lineax
+    from .linear import Neumann as Neumann
+    from .linear import Nystrom as Nystrom
     from .method import Method as Method
     from .networks import MLP as MLP
     from .networks import AbstractNetwork as AbstractNetwork
@@ -51,6 +68,7 @@ if TYPE_CHECKING:
     from .solvers import ClosedForm as ClosedForm
     from .solvers import Descent as Descent
     from .solvers import GradientDescent as GradientDescent
+    from .solvers import ProjectedGradient as ProjectedGradient
     from .solvers import Trajectory as Trajectory
     from .tasks import Data as Data
     from .tasks import Episode as Episode
@@ -60,7 +78,7 @@ if TYPE_CHECKING:
     from .training import fit as fit
 
 _HOME = {
-    "adjoints": "AbstractAdjoint StopGradient Unroll",
+    "adjoints": "AbstractAdjoint ForwardMode StopGradient Unroll backpropagated",
     "diagnostics.diagnosis": "Diagnosis",
     "diagnostics.gradients": "gradients",
     "diagnostics.memory": "memory",
@@ -69,19 +87,22 @@ _HOME = {
     "diagnostics.tangent": "tangent",
     "embeddings": "R2D2Net ResNet12",
     "episodes": "FewShot few_shot",
-    "errors": "ComputationError InputError NonFiniteError",
+    "errors": "ComputationError HypergradientWarning InputError NonFiniteError",
     "estimators": "AbstractEstimator Nested WarmStarted",
     "evaluation": "Interval evaluate",
     "training": "fit",
-    "info": "Certificate Info Result",
+    "implicit": "Implicit SecondMoments",
+    "info": "Certificate Info Reached Result",
+    "linear": "AbstractInverse BiCGSTAB ConjugateGradient Dense GMRES Identity Lineax LinearSystem Neumann Nystrom",
     "learner": "Learner classification regression",
     "method": "Method",
     "networks": "AbstractNetwork ConvNet MLP",
     "problem": "BilevelProblem",
     "registry": "load_method load_tasks",
-    "hypergradients": "Solution hypergradient solve",
+    "hypergradients": "Solution hypergradient reduced solve",
     "quadratic": "simplex_qp simplex_residual",
-    "solvers": "AbstractInnerSolver AbstractIterativeSolver ClosedForm Descent GradientDescent Trajectory",
+    "solvers": "AbstractInnerSolver AbstractIterativeSolver ClosedForm Descent GradientDescent ProjectedGradient "
+    "Trajectory",
     "tasks": "Data Episode TaskDistribution pooled sample_batch",
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names.split()}

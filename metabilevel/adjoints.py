@@ -8,27 +8,55 @@ from typing import Any, Literal
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from equinox import AbstractClassVar
+from jax.flatten_util import ravel_pytree
 
 from .errors import InputError
-from .problem import BilevelProblem, Inner, Key, Outer, Task
+from .info import Certificate, Reached, Result, all_finite, norm
+from .problem import BilevelProblem, Inner, Key, Metrics, Outer, Scalar, Task
 from .solvers import AbstractInnerSolver, Scan, inner_gradient
 
 
 class AbstractAdjoint(eqx.Module):
-    """A differentiable inner solve."""
+    """A differentiable inner solve, and the hypergradient through it.
+
+    `unseen` is a sentence for outer variables whose hypergradient is zero: what this adjoint does not see of them.
+    """
+
+    unseen: AbstractClassVar[str]
 
     @abc.abstractmethod
     def __call__(
         self, problem: BilevelProblem, solver: AbstractInnerSolver, x: Outer, y0: Inner, task: Task, key: Key
     ) -> Inner:
-        """y for one task, with this adjoint's derivative in `x` and `y0`."""
+        """y for one task, with this adjoint's derivative in `x` and `y0`: what a problem of more levels calls."""
+
+    @abc.abstractmethod
+    def hypergradient(
+        self,
+        problem: BilevelProblem,
+        solver: AbstractInnerSolver,
+        x: Outer,
+        task: Task,
+        key: Key,
+        begin: Callable[[Inner], Inner] = lambda y0: y0,
+    ) -> tuple[Reached, Outer]:
+        """F(x, y(x)) of one task with its certificate, and its derivative; `begin` replaces the y0 of the problem.
+
+        By `backpropagated`, where there is nothing to do but to differentiate the call.
+        """
 
 
 class StopGradient(AbstractAdjoint):
     """y is a constant: only the direct term dF/dx is left (Reptile, stored heads)."""
 
+    unseen = "StopGradient sees what stands in the outer loss itself; Unroll() sees the inner solve too."
+
     def __call__(self, problem, solver, x, y0, task, key):
         return jax.lax.stop_gradient(solver.solve(problem, x, y0, task, key))
+
+    def hypergradient(self, problem, solver, x, task, key, begin=lambda y0: y0):
+        return backpropagated(self, problem, solver, x, task, key, begin)
 
 
 class Unroll(AbstractAdjoint):
@@ -50,6 +78,7 @@ class Unroll(AbstractAdjoint):
     first_order: bool = eqx.field(static=True, default=False)
     checkpoint: Literal["step", "sqrt"] | int | None = eqx.field(static=True, default=None)
     mixed_mode: bool = eqx.field(static=True, default=False)
+    unseen = "Neither the inner solve nor the outer loss depends on it: leave it out, or look for a mistake in them."
 
     def __check_init__(self):
         allowed = self.checkpoint in (None, "step", "sqrt") or (
@@ -59,12 +88,82 @@ class Unroll(AbstractAdjoint):
             raise InputError(f"checkpoint = {self.checkpoint!r}: None, 'step', 'sqrt' or a positive integer is wanted.")
 
     def __call__(self, problem, solver, x, y0, task, key):
-        return solver.solve(problem, x, y0, task, key, self._grad, _checkpointed(self.checkpoint))
+        grad = self._grad if self.first_order or self.mixed_mode else inner_gradient
+        return solver.solve(problem, x, y0, task, key, grad, _checkpointed(self.checkpoint))
+
+    def hypergradient(self, problem, solver, x, task, key, begin=lambda y0: y0):
+        return backpropagated(self, problem, solver, x, task, key, begin)
 
     def _grad(self, problem: BilevelProblem, x: Outer, y: Inner, task: Task, key: Key) -> Inner:
         if self.first_order:
             return jax.lax.stop_gradient(inner_gradient(problem, x, y, task, key))
         return (_mixed_gradient if self.mixed_mode else inner_gradient)(problem, x, y, task, key)
+
+
+class ForwardMode(AbstractAdjoint):
+    """Forward mode through the solver's own steps: exact for the y that is reached, in memory that does not grow with
+    the steps, and in time that grows with the entries of x, one tangent each (Franceschi et al. 2017,
+    arXiv:1703.01785). For few hyperparameters.
+
+    Inside another problem it leaves the mode to the derivative that is taken of that.
+    """
+
+    unseen = Unroll.unseen
+
+    def __call__(self, problem, solver, x, y0, task, key):
+        return solver.solve(problem, x, y0, task, key)
+
+    def hypergradient(self, problem, solver, x, task, key, begin=lambda y0: y0):
+        flat, unravel = ravel_pytree(x)
+
+        def loss(flat):
+            value, aux = solved(problem, solver, self, unravel(flat), task, key, begin)
+            return value, (value, aux)
+
+        gradient, (value, (metrics, residual, y)) = jax.jacfwd(loss, has_aux=True)(flat)
+        return Reached(value, metrics, y, certify(residual, all_finite(value, gradient))), unravel(gradient)
+
+
+def solved(
+    problem: BilevelProblem,
+    solver: AbstractInnerSolver,
+    adjoint: AbstractAdjoint,
+    x: Outer,
+    task: Task,
+    key: Key,
+    begin: Callable[[Inner], Inner] = lambda y0: y0,
+) -> tuple[Scalar, tuple[Metrics, Scalar, Inner]]:
+    """F(x, y(x)) for one task, and beside it the metrics, the norm of the inner residual, and y as a constant.
+
+    `begin` replaces the y0 of the problem.
+    """
+    z, y0, k_solve = problem.begin(x, task, key)
+    k_inner, k_outer = jax.random.split(k_solve)
+    y = adjoint(problem, solver, z, begin(y0), task, k_inner)
+    value, metrics = problem.objective(z, y, task, k_outer)
+    at = jax.lax.stop_gradient((z, y))
+    residual = norm(solver.residual(problem, *at, task, k_inner))
+    return value, jax.lax.stop_gradient((metrics, residual, at[1]))
+
+
+def backpropagated(
+    adjoint: AbstractAdjoint,
+    problem: BilevelProblem,
+    solver: AbstractInnerSolver,
+    x: Outer,
+    task: Task,
+    key: Key,
+    begin: Callable[[Inner], Inner],
+) -> tuple[Reached, Outer]:
+    """The hypergradient by reverse mode through `adjoint`'s differentiable solve."""
+    loss = lambda x: solved(problem, solver, adjoint, x, task, key, begin)
+    (value, (metrics, residual, y)), gradient = jax.value_and_grad(loss, has_aux=True)(x)
+    return Reached(value, metrics, y, certify(residual, all_finite(value, gradient))), gradient
+
+
+def certify(residual: jax.Array, finite: jax.Array) -> Certificate:
+    """The certificate of one direction that needed no linear solve."""
+    return Certificate(residual, Result.where(finite, Result.success, Result.nonfinite))
 
 
 def _mixed_gradient(problem: BilevelProblem, x: Outer, y: Inner, task: Task, key: Key) -> Inner:

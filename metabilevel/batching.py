@@ -17,7 +17,7 @@ CHUNK_BYTES = 2 * 2**20
 
 
 def task_gradient(
-    loss: Callable[..., tuple[Array, Any]],
+    gradient: Callable[..., tuple[tuple[Array, Any], Outer]],
     x: Outer,
     tasks: PyTree,
     key: Key,
@@ -29,20 +29,19 @@ def task_gradient(
     Differentiating inside the vmap, not outside, is what lets one diverged task be left out: the gradient of a mean
     would be NaN whole. The sum is accumulated chunk by chunk, so that memory does not grow with the tasks.
 
-    **Arguments:** `loss(x, task, key, *carried) -> (scalar, aux)`; `tasks` and `carried` with a leading axis of n
-    tasks; `chunk` tasks are vmapped at once, as many as `fitting_chunk` says if None.
+    **Arguments:** `gradient(x, task, key, *carried) -> ((loss, aux), d loss / d x)` of one task; `tasks`
+    and `carried` with a leading axis of n tasks; `chunk` tasks are vmapped at once, as many as `fitting_chunk` says if None.
 
     **Returns:** the mean gradient (zero if no task is finite), losses [n], aux [n, ...], finite [n].
     """
     keys = jax.random.split(key, leading(tasks))
-    each = jax.value_and_grad(loss, has_aux=True)
 
     def part(*batch):
-        (losses, aux), gradients = _vmap(lambda *one: each(x, *one))(*batch)
+        (losses, aux), gradients = _vmap(lambda *one: gradient(x, *one))(*batch)
         total, finite = _finite_sum(losses, gradients)
         return total, (losses, aux, finite)
 
-    total, (losses, aux, finite) = _sum_chunks(part, (tasks, keys, *carried), lambda *one: each(x, *one), chunk)
+    total, (losses, aux, finite) = _sum_chunks(part, (tasks, keys, *carried), lambda *one: gradient(x, *one), chunk)
     count = jnp.maximum(jnp.sum(finite), 1)
     return jax.tree.map(lambda g: (g / count).astype(g.dtype), total), losses, aux, finite
 

@@ -51,6 +51,10 @@ class NonFiniteError(ComputationError):
         self.state = state
 
 
+class HypergradientWarning(UserWarning):
+    """A hypergradient that should not be trusted; the certificate beside it says so too. An error where `strict`."""
+
+
 def did_you_mean(given: str, allowed: Iterable[str]) -> str:
     """A sentence that offers the nearest of `allowed`, or nothing where none is near."""
     near = difflib.get_close_matches(given, list(allowed), 1)

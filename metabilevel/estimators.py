@@ -14,8 +14,8 @@ from jaxtyping import PyTree
 
 from .adjoints import AbstractAdjoint, Unroll
 from .batching import leading, task_gradient
-from .info import Certificate, Info, Result, all_finite, norm
-from .problem import BilevelProblem, Inner, Key, Outer, Scalar, Task
+from .info import Info, all_finite
+from .problem import BilevelProblem, Inner, Key, Outer, Task
 from .solvers import AbstractInnerSolver
 
 
@@ -49,12 +49,13 @@ class Nested(AbstractEstimator):
         return None
 
     def __call__(self, x, tasks, carry, key):
-        def loss(x, task, key):
-            value, (metrics, residual, _) = solved(self.problem, self.solver, self.adjoint, x, task, key)
-            return value, (metrics, residual)
+        def gradient(x, task, key):
+            reached, gradient = self.adjoint.hypergradient(self.problem, self.solver, x, task, key)
+            return (reached.value, (reached.metrics, reached.certificate)), gradient
 
-        direction, losses, (metrics, residual), finite = task_gradient(loss, x, tasks, key, chunk=self.task_chunk)
-        return direction, None, Info(losses, metrics, certify(residual, finite), finite)
+        found = task_gradient(gradient, x, tasks, key, chunk=self.task_chunk)
+        direction, losses, (metrics, certificates), finite = found
+        return direction, None, Info(losses, metrics, certificates, finite)
 
 
 class WarmStarted(AbstractEstimator):
@@ -85,50 +86,22 @@ class WarmStarted(AbstractEstimator):
         where = jnp.broadcast_to(jax.vmap(lambda task: jnp.asarray(self.slot(task)))(tasks), leading(tasks))
         known = (where >= 0) & (where < self.slots)
 
-        def loss(x, task, key, stored, warm):
+        def gradient(x, task, key, stored, warm):
             begin = lambda y0: warmed(y0, self.part, stored, warm)
-            value, (metrics, residual, y) = solved(self.problem, self.solver, self.adjoint, x, task, key, begin)
-            return value, (metrics, residual, self.part(y))
+            reached, gradient = self.adjoint.hypergradient(self.problem, self.solver, x, task, key, begin)
+            return (reached.value, (reached.metrics, reached.certificate, self.part(reached.inner))), gradient
 
         stored = jax.tree.map(lambda a: a[where], table)
-        direction, losses, (metrics, residual, y), finite = task_gradient(
-            loss, x, tasks, key, stored, filled[where] & known, chunk=self.task_chunk
+        direction, losses, (metrics, certificates, y), finite = task_gradient(
+            gradient, x, tasks, key, stored, filled[where] & known, chunk=self.task_chunk
         )
         later = jnp.triu(where[:, None] == where[None, :], k=1).any(1)
         into = jnp.where(known & ~later, where, self.slots)  # beyond the table, hence dropped
         table = jax.tree.map(lambda a, b: a.at[into].set(b, mode="drop"), table, y)
         filled = filled.at[into].set(finite & jax.vmap(all_finite)(y), mode="drop")
-        return direction, (table, filled), Info(losses, metrics, certify(residual, finite), finite)
-
-
-def solved(
-    problem: BilevelProblem,
-    solver: AbstractInnerSolver,
-    adjoint: AbstractAdjoint,
-    x: Outer,
-    task: Task,
-    key: Key,
-    begin: Callable[[Inner], Inner] = lambda y0: y0,
-) -> tuple[Scalar, tuple[dict, Scalar, Inner]]:
-    """F(x, y(x)) for one task, and beside it the metrics, the norm of the inner residual, and y as a constant.
-
-    `begin` replaces the y0 of the problem.
-    """
-    z, y0, k_solve = problem.begin(x, task, key)
-    k_inner, k_outer = jax.random.split(k_solve)
-    y = adjoint(problem, solver, z, begin(y0), task, k_inner)
-    value, metrics = problem.objective(z, y, task, k_outer)
-    at = jax.lax.stop_gradient((z, y))
-    residual = norm(solver.residual(problem, *at, task, k_inner))
-    return value, jax.lax.stop_gradient((metrics, residual, at[1]))
+        return direction, (table, filled), Info(losses, metrics, certificates, finite)
 
 
 def warmed(y0: Inner, part: Callable[[Inner], PyTree], stored: PyTree, warm: jax.Array) -> Inner:
     """`y0` with its part `part(y0)` replaced by `stored`, if `warm`."""
     return eqx.tree_at(part, y0, jax.tree.map(lambda a, b: jnp.where(warm, a, b), stored, part(y0)))
-
-
-def certify(residual: jax.Array, finite: jax.Array) -> Certificate:
-    """The certificate of a direction that needed no linear solve."""
-    ended = lambda ok: Result.where(ok, Result.success, Result.nonfinite)
-    return Certificate(residual, None, None, jax.vmap(ended)(finite) if finite.ndim else ended(finite))

@@ -1,5 +1,8 @@
 """The programmatic door: one bilevel problem of your own, and no plugin."""
 
+import dataclasses
+import warnings
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -7,24 +10,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.interpreters.partial_eval import dce_jaxpr
 from jaxtyping import PyTree
 
-from .adjoints import AbstractAdjoint, Unroll
-from .errors import count
-from .estimators import Nested, WarmStarted, certify, solved, warmed
-from .info import Certificate, Info, Result, all_finite
+from .adjoints import AbstractAdjoint, Unroll, solved
+from .errors import ComputationError, HypergradientWarning, InputError, count
+from .estimators import Nested, WarmStarted, warmed
+from .info import Certificate, Info, Result, norm
 from .method import Method
 from .problem import BilevelProblem, Inner, Key, Outer, Scalar, Task, canonical, check_problem
 from .solvers import AbstractInnerSolver
 from .training import outer_step
-
-
-@eqx.filter_jit
-def _hypergradient(problem, solver, adjoint, x, task, key):
-    loss = lambda x: solved(problem, solver, adjoint, x, task, key)
-    (value, (metrics, residual, y)), grad = jax.value_and_grad(loss, has_aux=True)(x)
-    finite = all_finite(value, grad)
-    return value, grad, Info(value, metrics, certify(residual, finite), finite, y)
 
 
 def hypergradient(
@@ -35,19 +31,125 @@ def hypergradient(
     key: Key,
     solver: AbstractInnerSolver,
     adjoint: AbstractAdjoint = Unroll(),  # noqa: B008 - immutable
+    restarts: int = 1,
+    strict: bool = False,
 ) -> tuple[Scalar, Outer, Info]:
     """F(x, y(x)) of one task and its total derivative dF/dx + (dy/dx)^T dF/dy.
 
-    **Arguments:** `x`: floating arrays; `task`: what the problem's functions take for it, None if they need none.
+    **Arguments:**
+
+    - `x`: floating arrays; `task`: what the problem's functions take for it, None if they need none.
+    - `restarts`: inner solves, each with its own key and so with another start where `problem.init` draws one. Value
+      and gradient are means over them; `info.certificate.spread` says how far the gradients lie apart, and every
+      other entry of `info` has a leading axis of restarts.
+    - `strict`: raises where otherwise a `HypergradientWarning` is given.
 
     **Returns:** the value; the gradient, shaped like `x`; `Info` with `metrics`, `inner` (the y that was reached)
     and `certificate`.
 
-    **Raises:** `TypeError`, before compilation, for an `x` or y that has no gradient, or for a loss that is no scalar.
+    **Warns:** of a certificate that speaks against the gradient, and of leaves of x whose gradient is zero whatever
+    they are.
+
+    **Raises:** `TypeError`, before compilation, for an `x` or y that has no gradient, or for a loss that is no scalar;
+    `InputError` and `ComputationError` where `strict`.
     """
+    count("restarts", restarts, 1)
     x = canonical(x, "x")
     check_problem(problem, x, task, key)
-    return _hypergradient(problem, solver, adjoint, x, task, key)
+    check_influence(problem, solver, adjoint, x, task, key, strict)
+    value, gradient, info = _hypergradient(problem, solver, adjoint, x, task, key, restarts)
+    judge(info.certificate, strict)
+    return value, gradient, info
+
+
+@eqx.filter_jit
+def _hypergradient(problem, solver, adjoint, x, task, key, restarts):
+    if restarts == 1:
+        reached, gradient = adjoint.hypergradient(problem, solver, x, task, key)
+        value, certificate = reached.value, reached.certificate
+    else:
+        each = lambda key: adjoint.hypergradient(problem, solver, x, task, key)
+        reached, gradients = jax.vmap(each)(jax.random.split(key, restarts))
+        value, gradient = jax.tree.map(lambda a: a.mean(0), (reached.value, gradients))
+        deviation = norm(jax.tree.map(jnp.subtract, gradients, gradient)) / jnp.sqrt(restarts)
+        spread = deviation / norm(gradient)
+        certificate = eqx.tree_at(lambda c: c.spread, reached.certificate, spread, is_leaf=lambda a: a is None)
+    finite = certificate.result != Result.nonfinite
+    return value, gradient, Info(reached.value, reached.metrics, certificate, finite, reached.inner)
+
+
+def reduced(
+    problem: BilevelProblem, solver: AbstractInnerSolver, adjoint: AbstractAdjoint
+) -> Callable[[Outer, Task, Key], Scalar]:
+    """x, task, key -> F(x, y(x)), differentiable in x by `adjoint` any number of times and in either mode.
+
+    As the `inner_loss` of another problem it makes a problem of three levels:
+
+        inner_loss=lambda x, y, task, key: reduced(lowest, solver, adjoint)((x, y), task, key)
+    """
+    return lambda x, task, key: solved(problem, solver, adjoint, x, task, key)[0]
+
+
+def check_influence(
+    problem: BilevelProblem,
+    solver: AbstractInnerSolver,
+    adjoint: AbstractAdjoint,
+    x: Outer,
+    task: Task,
+    key: Key,
+    strict: bool,
+) -> None:
+    """Names the leaves of x whose hypergradient does not depend on the outer loss, and hence is zero; by tracing.
+
+    **Warns:** `HypergradientWarning`; **raises** `InputError` where `strict`.
+    """
+
+    def scaled(x, factor):
+        loss = lambda *given: factor * problem.objective(*given)[0]
+        return adjoint.hypergradient(dataclasses.replace(problem, outer_loss=loss), solver, x, task, key)[1]
+
+    jaxpr = jax.make_jaxpr(scaled)(x, jnp.ones(())).jaxpr
+    leaves = jax.tree_util.tree_leaves_with_path(x)
+    only = lambda i: [i == j for j in range(len(leaves))]
+    seen = [dce_jaxpr(jaxpr, only(i))[1][-1] for i in range(len(leaves))]
+    idle = [f"x{jax.tree_util.keystr(path)}" for (path, _), s in zip(leaves, seen, strict=True) if not s]
+    if idle:
+        which = "a hypergradient that is zero whatever its value"
+        _complain(f"{', '.join(idle)}: {which}. {adjoint.unseen}", InputError if strict else None)
+
+
+_REMEDIES = (
+    (Result.inner_not_stationary, "Take more inner steps or another solver, or differentiate the steps (Unroll)."),
+    (Result.linear_breakdown, "The system is singular, or the solver does not suit it: add damping, or take another."),
+    (Result.negative_curvature, "Solve further or from another start; at a saddle take GMRES, Dense or damping."),
+    (Result.series_diverged, "Lower the scale of Neumann, or leave it out: then it is estimated."),
+    (Result.nonfinite, "Lower the inner learning rate, and look at the losses."),
+)
+
+
+def judge(certificate: Certificate, strict: bool) -> None:
+    """Says in words what a certificate, or an array of them, holds against its hypergradient.
+
+    **Warns:** `HypergradientWarning`, but of what is not finite, which shows; **raises** `ComputationError` where
+    `strict`.
+    """
+    for result, remedy in _REMEDIES:
+        bad = np.atleast_1d(certificate.result == result)
+        if not bad.any() or (result == Result.nonfinite and not strict):
+            continue
+        last = lambda a: np.broadcast_to(a, bad.shape)[bad][-1]  # noqa: B023 - used at once
+        numbers = [f"inner residual {last(certificate.inner_residual):.2g}"]
+        if certificate.linear_residual is not None:
+            numbers.append(f"about {last(certificate.distance):.2g} of |y| from a solution")
+            numbers.append(f"relative linear residual {last(certificate.linear_residual):.2g}")
+        often = f" ({bad.sum()} of {bad.size} hypergradients; the last: " if bad.size > 1 else " ("
+        _complain(f"{Result[result]}{often}{', '.join(numbers)}). {remedy}", ComputationError if strict else None)
+
+
+def _complain(message: str, error: type[Exception] | None) -> None:
+    if error is not None:
+        raise error(message)
+    warnings.warn(message, HypergradientWarning, stacklevel=4)
 
 
 class Solution(NamedTuple):
@@ -55,8 +157,9 @@ class Solution(NamedTuple):
 
     - `x`: the outer variable after the last step, or before the first that was not finite.
     - `inner`: y, solved once more at that `x`; `certificate` belongs to this solve.
-    - `history`: one row a step: `step`, the `loss` and metrics before the step, `inner_residual`.
-    - `result`: `Result.success`, or `Result.nonfinite` if any step was not finite.
+    - `history`: one row a step: `step`, the `loss` and metrics before the step, `inner_residual`, and
+      `linear_residual` where there is a linear system.
+    - `result`: the certificate's, but `Result.nonfinite` if any step was not finite.
     """
 
     x: Outer
@@ -77,19 +180,26 @@ def solve(
     optimizer: optax.GradientTransformation,
     steps: int,
     warm_start: bool = True,
+    strict: bool = False,
 ) -> Solution:
     """Minimises F(x, y(x)) of one problem over x by `steps` outer steps in one compiled loop.
 
     **Arguments:** `task` is the problem's data. With `warm_start` an inner solve goes on from where the last one
-    stopped; without, each starts from `problem.init`.
+    stopped; without, each starts from `problem.init`. `strict` as in `hypergradient`.
+
+    **Warns:** as `hypergradient`; once for all steps.
 
     **Raises:** `InputError` for negative `steps`; otherwise as `hypergradient`.
     """
     count("steps", steps, 0)
     x0 = canonical(x0, "x0")
     check_problem(problem, x0, task, key)
+    check_influence(problem, solver, adjoint, x0, task, key, strict)
     x, inner, info, certificate = _solve(problem, solver, adjoint, optimizer, x0, task, key, steps, warm_start)
+    judge(jax.tree.map(lambda a, b: jnp.append(a, b), info.certificate, certificate), strict)
     columns = {"loss": info.loss, **info.metrics, "inner_residual": info.certificate.inner_residual}
+    if info.certificate.linear_residual is not None:
+        columns["linear_residual"] = info.certificate.linear_residual
     columns = {name: np.asarray(a).tolist() for name, a in columns.items()}
     history = [{"step": i + 1, **{name: a[i] for name, a in columns.items()}} for i in range(steps)]
     return Solution(x, inner, history, certificate, certificate.result)
@@ -119,6 +229,6 @@ def _solve(given, solver, adjoint, optimizer, x, task, key, steps, warm_start):
     if carry is not None:
         stored, warm = jax.tree.map(lambda a: a[0], carry)
         begin = lambda y0: warmed(y0, lambda y: y, stored, warm)
-    value, (_, residual, y) = solved(problem, solver, adjoint, x, None, k_last, begin)
-    finite = infos.finite.all() & all_finite(value, y)
-    return x, y, infos, certify(residual, finite)
+    last, _ = adjoint.hypergradient(problem, solver, x, None, k_last, begin)
+    result = Result.where(infos.finite.all(), last.certificate.result, Result.nonfinite)
+    return x, last.inner, infos, eqx.tree_at(lambda c: c.result, last.certificate, result)

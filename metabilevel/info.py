@@ -1,17 +1,23 @@
 """What a hypergradient says of itself: losses, metrics, and the certificate that it can be trusted."""
 
+from typing import NamedTuple
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
-from .problem import Inner, Metrics
+from .problem import Inner, Metrics, Scalar
 
 
 class Result(eqx.Enumeration):
     """How a hypergradient ended."""
 
-    success = "finite"
+    success = "nothing speaks against it"
+    inner_not_stationary = "the inner solve has not converged, which an implicit hypergradient takes for granted"
+    linear_breakdown = "the linear system was not solved"
+    negative_curvature = "the inner loss curves downwards: y is no minimum, or the linear solver needs one"
+    series_diverged = "the Neumann series diverges: its scale times the largest eigenvalue is not below 2"
     nonfinite = "the loss, a metric of the solve or the gradient is not finite"
 
 
@@ -19,14 +25,32 @@ class Certificate(eqx.Module):
     """Evidence beside a hypergradient, one entry a task where there are several.
 
     - `inner_residual`: Euclidean norm of the inner solver's residual (dG/dy for a descent) at the y reached.
-    - `linear_residual`, `iterations`: of the adjoint's linear system; None where it solves none.
+    - `linear_residual`: |b - A v| / |b| of an implicit hypergradient's linear system (0 where b = 0); None where
+      there is none. A damped system is measured without its damping. `iterations` of its solver.
+    - `distance`: an estimate of |y - y*| / max(|y|, |y0|), the residual over the curvature along v, for an implicit
+      hypergradient. This is what `Implicit.tolerance` is compared with.
+    - `error_bound`: on the Euclidean norm of the hypergradient's error, where strong convexity is known.
+    - `spread`: over several inner solves from different starts, of the norm of the hypergradient's deviation from its
+      mean, the root mean square relative to the mean's norm.
     - `result`: a `Result`.
     """
 
     inner_residual: Float[Array, "*tasks"]
-    linear_residual: Float[Array, "*tasks"] | None
-    iterations: Array | None
     result: Result
+    linear_residual: Float[Array, "*tasks"] | None = None
+    iterations: Array | None = None
+    distance: Float[Array, "*tasks"] | None = None
+    error_bound: Float[Array, "*tasks"] | None = None
+    spread: Float[Array, ""] | None = None
+
+
+class Reached(NamedTuple):
+    """What one hypergradient reached beside its gradient: F, its metrics, y, and the certificate."""
+
+    value: Scalar
+    metrics: Metrics
+    inner: Inner
+    certificate: Certificate
 
 
 class Info(eqx.Module):

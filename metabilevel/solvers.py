@@ -8,9 +8,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
+from equinox import AbstractVar
 from jaxtyping import PyTree
 
 from .errors import count
+from .info import norm
 from .problem import BilevelProblem, Inner, Key, Outer, Task
 
 GradientFn: TypeAlias = Callable[[Inner], Inner]
@@ -24,7 +26,12 @@ def inner_gradient(problem: BilevelProblem, x: Outer, y: Inner, task: Task, key:
 
 
 class AbstractInnerSolver(eqx.Module):
-    """Gives y for one task, differentiably in `x` and `y0`."""
+    """Gives y for one task, differentiably in `x` and `y0`.
+
+    `symmetric` says whether the derivative of `residual` in y is known to be symmetric, as a Hessian is.
+    """
+
+    symmetric: AbstractVar[bool]
 
     @abc.abstractmethod
     def solve(
@@ -52,16 +59,20 @@ class AbstractIterativeSolver(AbstractInnerSolver):
     """`steps` applications of `step`. Step i draws from `fold_in(key, i)`, whatever the number of steps: a short
     solve is the beginning of a long one.
 
-    A subclass gives `init(x, y) -> state` and `step(x, gradient_fn, y, state) -> (y, state)`.
+    A subclass gives `init(x, y) -> state`, `step(x, gradient_fn, y, state) -> (y, state)` and `residual`.
 
-    **Arguments:** `minibatch(task, key, i) -> task` is what step i sees of the task, the whole of it if None; `key` is
-    one for all the steps of a solve, so that they can be cut out of one shuffle.
+    **Arguments:**
+
+    - `minibatch(task, key, i) -> task` is what step i sees of the task, the whole of it if None; `key` is one for all
+      the steps of a solve, so that they can be cut out of one shuffle.
+    - `tolerance`: no further step is taken once |dG/dy| <= tolerance; None takes them all.
 
     **Raises:** `InputError` for a negative number of steps; zero give y = y0.
     """
 
     steps: int = eqx.field(static=True, kw_only=True)
     minibatch: Callable[[Task, Key, Any], Task] | None = eqx.field(default=None, kw_only=True)
+    tolerance: float | jax.Array | None = eqx.field(default=None, kw_only=True)
 
     def __check_init__(self):
         count("steps", self.steps, 0)
@@ -96,7 +107,7 @@ class AbstractIterativeSolver(AbstractInnerSolver):
         def body(point: tuple[Inner, PyTree], i: Any) -> tuple[tuple[Inner, PyTree], Any]:
             k = jax.random.fold_in(key, i)
             seen = self.minibatch(task, key, i) if self.minibatch else task
-            point = self.step(x, lambda y: grad(problem, x, y, seen, k), *point)
+            point = self._step(x, lambda y: grad(problem, x, y, seen, k), *point)
             return point, None if read is None else read(point[0])
 
         stop = self.steps if stop is None else stop
@@ -109,8 +120,14 @@ class AbstractIterativeSolver(AbstractInnerSolver):
         (y, _), _ = self.path(problem, x, (y0, self.init(x, y0)), task, key, grad=grad, scan=scan)
         return y
 
-    def residual(self, problem, x, y, task, key):
-        return inner_gradient(problem, x, y, task, key)
+    def _step(self, x: Outer, gradient_fn: GradientFn, y: Inner, state: PyTree) -> tuple[Inner, PyTree]:
+        """`step`, unless y is stationary already."""
+        if self.tolerance is None:
+            return self.step(x, gradient_fn, y, state)
+        gradient = gradient_fn(y)
+        known = lambda at: gradient if at is y else gradient_fn(at)
+        enough = norm(jax.lax.stop_gradient(gradient)) <= self.tolerance
+        return jax.lax.cond(enough, lambda: (y, state), lambda: self.step(x, known, y, state))
 
 
 class GradientDescent(AbstractIterativeSolver):
@@ -120,16 +137,19 @@ class GradientDescent(AbstractIterativeSolver):
     """
 
     transformation: optax.GradientTransformation
+    symmetric = True
 
     def __init__(
         self,
         transformation: optax.GradientTransformation,
         steps: int,
         minibatch: Callable[[Task, Key, Any], Task] | None = None,
+        tolerance: float | jax.Array | None = None,
     ):
         self.transformation = transformation
         self.steps = steps
         self.minibatch = minibatch
+        self.tolerance = tolerance
 
     def init(self, x, y):
         return self.transformation.init(y)
@@ -137,6 +157,9 @@ class GradientDescent(AbstractIterativeSolver):
     def step(self, x, gradient_fn, y, state):
         updates, state = self.transformation.update(gradient_fn(y), state, y)
         return optax.apply_updates(y, updates), state
+
+    def residual(self, problem, x, y, task, key):
+        return inner_gradient(problem, x, y, task, key)
 
 
 class Descent(AbstractIterativeSolver):
@@ -146,6 +169,7 @@ class Descent(AbstractIterativeSolver):
     """
 
     rate: Callable[[Outer, Any], PyTree]
+    symmetric = True
 
     def init(self, x, y):
         return jnp.zeros((), jnp.int32)
@@ -153,6 +177,31 @@ class Descent(AbstractIterativeSolver):
     def step(self, x, gradient_fn, y, state):
         move = lambda rate, y, g: jax.tree.map(lambda a, b: a - rate * b, y, g)
         return jax.tree.map(move, self.rate(x, state), y, gradient_fn(y)), state + 1
+
+    def residual(self, problem, x, y, task, key):
+        return inner_gradient(problem, x, y, task, key)
+
+
+class ProjectedGradient(AbstractIterativeSolver):
+    """y_{i+1} = project(y_i - learning_rate dG/dy): the inner loss over a closed convex set.
+
+    `residual` is y - project(y - learning_rate dG/dy), which vanishes at the constrained minimum alone; its derivative
+    is not symmetric. `project(y) -> y` is the Euclidean projection onto the set, `jaxopt.projection` has many.
+    """
+
+    project: Callable[[Inner], Inner]
+    learning_rate: float | jax.Array = eqx.field(kw_only=True)
+    symmetric = False
+
+    def init(self, x, y):
+        return None
+
+    def step(self, x, gradient_fn, y, state):
+        return self.project(jax.tree.map(lambda a, g: a - self.learning_rate * g, y, gradient_fn(y))), state
+
+    def residual(self, problem, x, y, task, key):
+        moved, _ = self.step(x, lambda y: inner_gradient(problem, x, y, task, key), y, None)
+        return jax.tree.map(jnp.subtract, y, moved)
 
 
 class Trajectory(AbstractInnerSolver):
@@ -163,6 +212,7 @@ class Trajectory(AbstractInnerSolver):
     """
 
     solver: AbstractIterativeSolver
+    symmetric = False
 
     def solve(self, problem, x, y0, task, key, grad=inner_gradient, scan=jax.lax.scan):
         start = (y0, self.solver.init(x, y0))
@@ -182,6 +232,10 @@ class ClosedForm(AbstractInnerSolver):
 
     formula: Callable[[Outer, Task], Inner]
     stationarity: Callable[[Outer, Inner, Task], PyTree] | None = None
+
+    @property
+    def symmetric(self) -> bool:
+        return self.stationarity is None
 
     def solve(self, problem, x, y0, task, key, grad=inner_gradient, scan=jax.lax.scan):
         return self.formula(x, task)

@@ -16,6 +16,9 @@ def loss(x, task, key, *carried):
     return jnp.sum(jnp.sqrt(x * task) * (1 + noise)), (task.sum(), *carried)
 
 
+gradient = jax.value_and_grad(loss, has_aux=True)
+
+
 def batch(key):
     return jnp.arange(1.0, 4.0), jax.random.uniform(key, (N, 3)) + 0.5
 
@@ -24,9 +27,9 @@ def batch(key):
 def test_the_mean_gradient_is_that_of_a_loop(chunk, x64, key):
     x, tasks = batch(key)
     extra = jnp.arange(float(N))
-    direction, losses, (sums, carried), finite = task_gradient(loss, x, tasks, key, extra, chunk=chunk)
+    direction, losses, (sums, carried), finite = task_gradient(gradient, x, tasks, key, extra, chunk=chunk)
     keys = jax.random.split(key, N)
-    each = [jax.value_and_grad(loss, has_aux=True)(x, t, k, e) for t, k, e in zip(tasks, keys, extra, strict=True)]
+    each = [gradient(x, t, k, e) for t, k, e in zip(tasks, keys, extra, strict=True)]
     assert_close(direction, sum(g for _, g in each) / N, 1e-14)
     np.testing.assert_allclose(losses, [v for (v, _), _ in each], rtol=1e-14)
     np.testing.assert_allclose(sums, tasks.sum(1), rtol=1e-14)
@@ -38,7 +41,7 @@ def test_the_mean_gradient_is_that_of_a_loop(chunk, x64, key):
 @pytest.mark.parametrize("poison", [-1.0, 0.0, np.nan], ids=["nan-loss", "infinite-gradient", "nan-task"])
 def test_a_broken_task_is_left_out(poison, chunk, x64, key):
     x, tasks = batch(key)
-    direction, _, _, finite = task_gradient(loss, x, tasks.at[4].set(poison), key, chunk=chunk)
+    direction, _, _, finite = task_gradient(gradient, x, tasks.at[4].set(poison), key, chunk=chunk)
     keys, good = jax.random.split(key, N), [0, 1, 2, 3, 5, 6]
     assert finite.tolist() == [i in good for i in range(N)]
     assert_close(direction, sum(jax.grad(loss, has_aux=True)(x, tasks[i], keys[i])[0] for i in good) / 6, 1e-14)
@@ -46,7 +49,7 @@ def test_a_broken_task_is_left_out(poison, chunk, x64, key):
 
 def test_without_a_finite_task_the_direction_is_zero(key):
     x, tasks = batch(key)
-    direction, _, _, finite = task_gradient(loss, x, -tasks, key)
+    direction, _, _, finite = task_gradient(gradient, x, -tasks, key)
     assert not finite.any()
     np.testing.assert_array_equal(direction, 0)
 

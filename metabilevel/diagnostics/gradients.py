@@ -8,8 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from ..adjoints import AbstractAdjoint, Unroll
-from ..estimators import solved
+from ..adjoints import AbstractAdjoint, Unroll, solved
 from ..figures import Curve, Panel
 from ..info import norm
 from ..method import Method

@@ -7,8 +7,7 @@ import equinox as eqx
 import jax
 from jaxtyping import PyTree
 
-from ..adjoints import AbstractAdjoint, StopGradient, Unroll
-from ..estimators import solved
+from ..adjoints import AbstractAdjoint, StopGradient, Unroll, solved
 from ..figures import Curve, Panel
 from ..method import Method
 from ..problem import canonical

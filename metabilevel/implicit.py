@@ -1,0 +1,179 @@
+"""The implicit function theorem as an adjoint.
+
+At a y with r(x, y) = 0 for the inner solver's residual r (dG/dy for a descent),
+
+    dy/dx = - (dr/dy)^-1 dr/dx,     dF/dx in total = F_x - (dr/dx)^T v   with   (dr/dy)^T v = F_y,
+
+whatever the path to y: in memory that does not depend on it.
+"""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, PyTree
+
+from .adjoints import AbstractAdjoint
+from .errors import InputError
+from .info import Certificate, Reached, Result, all_finite, norm
+from .linear import AbstractInverse, LinearSystem
+from .problem import BilevelProblem, Inner, Key, Outer, Task
+from .solvers import AbstractInnerSolver, AbstractIterativeSolver
+
+
+class SecondMoments(eqx.Module):
+    """sqrt(nu / (1 - b2^t)) + eps of Adam and its kin, from the optimizer's last state: a diagonal near a Hessian's
+    (the adaptation of SAMA, Choe et al. 2023, arXiv:2310.05674, section 3.2)."""
+
+    b2: float = 0.999
+    eps: float = 1e-8
+
+    def __call__(self, state: PyTree) -> PyTree:
+        import optax
+
+        moments, counted = (optax.tree_utils.tree_get(state, name) for name in ("nu", "count"))
+        if moments is None or counted is None:
+            raise InputError("SecondMoments: the inner optimizer keeps no second moments (nu), as optax.adam does.")
+        bias = 1 - self.b2 ** jnp.maximum(counted, 1)
+        return jax.tree.map(lambda a: jnp.sqrt(a / bias) + self.eps, moments)
+
+
+class Implicit(AbstractAdjoint):
+    """Implicit differentiation at the y that the solver reached, taken for a zero of its residual.
+
+    The start y0, step sizes and numbers of steps have no part in it: their hypergradient is zero. Where y is not
+    stationary the result is wrong, and says so: `Result.inner_not_stationary`.
+
+    A Hessian product is the derivative, linearised once, of the gradient (forward over reverse), where the residual's
+    derivative is known to be symmetric; its transposed derivative elsewhere.
+
+    **Arguments:**
+
+    - `inverse`: solves the linear system.
+    - `precondition(state) -> diagonal` of the solver's last state, a diagonal matrix near A, shaped like y, by which
+      `inverse` is preconditioned; `SecondMoments()` for Adam.
+    - `tolerance`: the largest `Certificate.distance` that counts as stationary.
+    - `strong_convexity`: a number below every eigenvalue of the inner Hessian, or `"estimate"` for the smallest
+      Ritz value of a few Lanczos steps; gives the certificate an `error_bound`. None leaves it out.
+    """
+
+    inverse: AbstractInverse
+    precondition: Callable[[PyTree], PyTree] | None = None
+    tolerance: float | Array = 1e-3
+    strong_convexity: float | Array | str | None = None
+    unseen = (
+        "Implicit sees what stands in the inner residual or in the outer loss itself, which the start of the inner "
+        "solve, step sizes and numbers of steps do not: Unroll() sees them."
+    )
+
+    def __check_init__(self):
+        if isinstance(self.strong_convexity, str) and self.strong_convexity != "estimate":
+            raise InputError(f"strong_convexity = {self.strong_convexity!r}: a number, 'estimate' or None is wanted.")
+
+    def __call__(self, problem, solver, x, y0, task, key):
+        y, precondition = self._reach(problem, solver, *jax.lax.stop_gradient((x, y0)), task, key)
+        residual = lambda x, y, task, key: solver.residual(problem, x, y, task, key)
+        residual = eqx.filter_closure_convert(residual, x, y, task, key)
+        return _implicit(x, y, residual, self.inverse, solver.symmetric, precondition, task, key)
+
+    def hypergradient(self, problem, solver, x, task, key, begin=lambda y0: y0):
+        def start(x):
+            z, y0, k_solve = problem.begin(x, task, key)
+            return z, (begin(y0), k_solve)
+
+        z, pull, (y0, k_solve) = jax.vjp(start, x, has_aux=True)
+        k_inner, k_outer = jax.random.split(k_solve)
+        y, precondition = self._reach(problem, solver, z, y0, task, k_inner)
+        loss = jax.value_and_grad(problem.objective, (0, 1), has_aux=True)
+        (value, metrics), (direct, slope) = loss(z, y, task, k_outer)
+        residual = lambda z, y: solver.residual(problem, z, y, task, k_inner)
+        system = _system(residual, z, y, slope, solver.symmetric, precondition, k_inner)
+        v, iterations, result = self.inverse(system)
+        r, cross = jax.vjp(lambda z: residual(z, y), z)
+        unravel = ravel_pytree(y)[1]
+        gradient = pull(jax.tree.map(jnp.subtract, direct, cross(unravel(v))[0]))[0]
+
+        size = lambda a: jnp.linalg.norm(a)
+        ratio = lambda a, b: jnp.where(b > 0, a / jnp.where(b > 0, b, 1), 0)
+        missing = system.b - system.matvec(v)
+        scale = jnp.maximum(norm(y), norm(y0))
+        distance = jnp.where(norm(r) > 0, norm(r) * ratio(size(v), size(system.b)) / scale, 0)
+        if solver.symmetric:
+            downwards = (v @ system.b < 0) & (result == Result.success)
+            result = Result.where(downwards, Result.negative_curvature, result)
+        stationary = (distance <= self.tolerance) | (result != Result.success)
+        result = Result.where(stationary, result, Result.inner_not_stationary)
+        finite = all_finite(value, gradient)
+        broken = ~finite & ((result == Result.success) | (result == Result.inner_not_stationary))
+        certificate = Certificate(
+            norm(r),
+            Result.where(broken, Result.nonfinite, result),
+            ratio(size(missing), size(system.b)),
+            iterations,
+            distance,
+        )
+        return Reached(value, metrics, y, certificate), gradient
+
+    def _reach(
+        self, problem: BilevelProblem, solver: AbstractInnerSolver, x: Outer, y0: Inner, task: Task, key: Key
+    ) -> tuple[Inner, PyTree]:
+        """y, and the diagonal by which the inverse is preconditioned (None without)."""
+        if self.precondition is None:
+            return solver.solve(problem, x, y0, task, key), None
+        if not isinstance(solver, AbstractIterativeSolver):
+            raise InputError(f"precondition: the inner solver {type(solver).__name__} has no optimizer's state.")
+        (y, state), _ = solver.path(problem, x, (y0, solver.init(x, y0)), task, key)
+        return y, self.precondition(state)
+
+
+def _system(
+    residual: Callable[[Outer, Inner], PyTree],
+    x: Outer,
+    y: Inner,
+    slope: Inner,
+    symmetric: bool,
+    precondition: PyTree,
+    key: Key,
+) -> LinearSystem:
+    """(dr/dy)^T v = `slope`, in flat vectors."""
+    flat = lambda tree: ravel_pytree(tree)[0]
+    unravel = ravel_pytree(y)[1]
+    if symmetric:
+        product = jax.linearize(lambda y: residual(x, y), y)[1]
+    else:
+        pull = jax.vjp(lambda y: residual(x, y), y)[1]
+        product = lambda u: pull(u)[0]
+    diagonal = None if precondition is None else flat(precondition)
+    divided = None if diagonal is None else lambda u: u / diagonal
+    return LinearSystem(lambda u: flat(product(unravel(u))), flat(slope), symmetric, key, divided)
+
+
+@eqx.filter_custom_jvp
+def _implicit(x, y, residual, inverse, symmetric, precondition, task, key):
+    """`y`, with the derivative of the theorem in x; differentiable again, for problems of more levels."""
+    return y
+
+
+@_implicit.def_jvp
+def _(primals, tangents):
+    x, y, residual, inverse, symmetric, precondition, task, key = primals
+    moved = tangents[0]
+    y = _implicit(x, y, residual, inverse, symmetric, precondition, task, key)
+    if all(t is None for t in jax.tree.leaves(moved, is_leaf=lambda t: t is None)):
+        return y, jax.tree.map(jnp.zeros_like, y)
+    moved = jax.tree.map(lambda t, a: jnp.zeros_like(a) if t is None else t, moved, x, is_leaf=lambda t: t is None)
+    unravel = ravel_pytree(y)[1]
+    rises = jax.jvp(lambda x: residual(x, y, task, key), (x,), (moved,))[1]
+    product = jax.linearize(lambda y: residual(x, y, task, key), y)[1]
+    diagonal = None if precondition is None else ravel_pytree(precondition)[0]
+    divided = None if diagonal is None else lambda u: u / diagonal
+
+    def solve(matvec, b):
+        return inverse(LinearSystem(matvec, b, symmetric, key, divided))[0]
+
+    change = jax.lax.custom_linear_solve(
+        lambda u: ravel_pytree(product(unravel(u)))[0], ravel_pytree(rises)[0], solve, solve, symmetric
+    )
+    return y, unravel(-change)
