@@ -466,6 +466,9 @@ def test_reproduction(invoke: Invoke, install: Install):
     shown = invoke("repro", "show", "odd")[1]
     assert all(words in shown for words in ("a standard error", "Table 7", "1.5", "section 3", "Quick.", "Short."))
     assert json.loads(invoke("repro", "show", "odd", "--json")[1])["published"][0]["place"] == "Table 7"
+    unpublished = invoke("repro", "show", "r2d2-omniglot")[1]
+    assert "Claims of the paper" in unpublished
+    assert all(words not in unpublished for words in ("±", "published"))
     for _ in range(2):
         status, out, err = invoke("repro", "run", "odd", "--scale", "smoke")
         assert (status, err) == (0, "")

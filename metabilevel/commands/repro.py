@@ -52,6 +52,7 @@ def listed(as_json: bool) -> None:
 def shown(name: str, as_json: bool) -> None:
     """The published numbers with their places in the paper, its claims, and the protocol of every scale."""
     found = _loaded(name)
+    about = f"{found.title} ({cited(found.about())})."
     numbers = Table("setting", "published", "where", "source", title=f"{found.reproduces}: {found.metric}")
     for number in found.published:
         numbers.add_row(number.setting, str(number), number.place, number.source)
@@ -61,8 +62,8 @@ def shown(name: str, as_json: bool) -> None:
     scales = Table("scale", "protocol", "departures from the paper", title="Scales", show_lines=True)
     for scale, protocol in found.scales.items():
         scales.add_row(scale, protocol.protocol, "\n".join(protocol.departures))
-    about = f"{found.title} ({cited(found.about())}). The paper's ± is {found.interval}."
-    show(as_json, found.as_json(), about, numbers, claims, scales)
+    published = [f"The paper's ± is {found.interval}.", numbers] if found.published else []
+    show(as_json, found.as_json(), about, *published, claims, scales)
 
 
 @command.command()
