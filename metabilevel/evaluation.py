@@ -1,5 +1,6 @@
 """Scores with confidence intervals on tasks that were not trained on."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple, get_args
 
@@ -26,7 +27,18 @@ class Interval(NamedTuple):
     episodes: int
 
     def __str__(self) -> str:
-        return f"{self.mean:.4g} ± {self.ci95:.2g}"
+        """Both with as many decimals as two digits of the half width take; four digits of the mean where it has none.
+
+        What is very large or very small is written with one power of ten for both.
+        """
+        size = max((abs(value) for value in self[:2] if math.isfinite(value)), default=0.0)
+        power = max(-300, math.floor(math.log10(size))) if size else 0  # of ten; below, it is itself zero
+        scale = 1.0 if -4 <= power < 6 else 10.0**power
+        mean, half = self.mean / scale, self.ci95 / scale
+        width = next((value for value in (half, abs(mean) / 100) if 0 < value < math.inf), 0.1)
+        decimals = min(6, max(0, 1 - math.floor(math.log10(width))))
+        text = f"{mean:.{decimals}f} ± {half:.{decimals}f}"
+        return text if scale == 1 else f"({text})e{power:+03d}"
 
 
 def interval(values: np.ndarray) -> Interval:

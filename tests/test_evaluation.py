@@ -34,6 +34,21 @@ def test_the_interval_is_that_of_the_mean():
     assert np.isnan(interval(values[:1]).ci95)
 
 
+@pytest.mark.parametrize(
+    ("mean", "ci95", "text"),
+    [
+        (0.61843, 0.0678, "0.618 ± 0.068"), (0.5, 0.013, "0.500 ± 0.013"), (41.23, 13.0, "41 ± 13"),
+        (1.0, 0.0, "1.000 ± 0.000"), (0.0, 0.0, "0.00 ± 0.00"), (0.61843, float("nan"), "0.6184 ± nan"),
+        (float("inf"), float("nan"), "inf ± nan"), (float("nan"), float("nan"), "nan ± nan"),
+        (2.0, float("inf"), "2.000 ± inf"), (0.5, 1e-12, "0.500000 ± 0.000000"), (-1234.5, 120.0, "-1234 ± 120"),
+        (1.234e-7, 2.1e-8, "(1.23 ± 0.21)e-07"), (3e20, 1.5e21, "(0.3 ± 1.5)e+21"),
+        (1e-300, 0.0, "(1.000 ± 0.000)e-300"), (5e-324, 0.0, "(0.000000 ± 0.000000)e-300"),
+    ],
+)  # fmt: skip
+def test_a_mean_and_its_half_width_are_written_with_the_same_decimals(mean, ci95, text):
+    assert str(mb.Interval(mean, ci95, 60)) == text
+
+
 def test_episodes_are_as_many_as_asked_for(key):
     method, x, tasks = setting()
     for episodes in (1, 50, 51):
