@@ -33,10 +33,22 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Panel:
-    """Curves in one pair of axes; `log` names the logarithmic ones: "", "x", "y" or "xy".
+class Image:
+    """Brightness `pixels` [height][width], drawn from its least to its greatest in grey, or colours [...][3] in [0, 1],
+    under a `name`."""
 
-    `ticks` are names of x = 0, 1, 2, ..., where x counts things.
+    name: str
+    pixels: Sequence[Sequence[float | Sequence[float]]]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Curves in one pair of axes, or `images` side by side in rows of five.
+
+    `log` names the logarithmic axes: "", "x", "y" or "xy".
+
+    `ticks` are names of x = 0, 1, 2, ..., where x counts things; `within` are the least and the greatest value that y
+    can have, where a band ends though the normal law of its interval goes on.
     """
 
     title: str
@@ -45,6 +57,8 @@ class Panel:
     curves: Sequence[Curve]
     log: str = ""
     ticks: Sequence[str] | None = None
+    within: Sequence[float] | None = None
+    images: Sequence[Image] = ()
 
 
 def draw(path: Path, title: str, panels: Sequence[Panel], columns: int = 3) -> None:
@@ -60,6 +74,9 @@ def draw(path: Path, title: str, panels: Sequence[Panel], columns: int = 3) -> N
     explained = set()
     for i, panel in enumerate(panels):
         axes = figure.add_subplot(rows, columns, i + 1)
+        if panel.images:
+            _draw_images(axes, panel)
+            continue
         _draw_panel(axes, panel, colours)
         if not explained.issuperset(axes.get_legend_handles_labels()[1]):
             explained.update(axes.get_legend_handles_labels()[1])
@@ -69,15 +86,28 @@ def draw(path: Path, title: str, panels: Sequence[Panel], columns: int = 3) -> N
     replace(path, picture.getvalue())
 
 
+def _draw_images(axes: "Axes", panel: Panel, columns: int = 5) -> None:
+    for i, image in enumerate(panel.images):
+        x, y = i % columns, -1.25 * (i // columns)
+        axes.imshow(image.pixels, cmap="gray", extent=(x, x + 0.94, y, y + 0.94), interpolation="nearest")
+        axes.text(x + 0.47, y + 0.97, image.name, ha="center", va="bottom", fontsize=7)
+    rows = -(-len(panel.images) // columns)
+    axes.set(title=panel.title, xlabel=panel.xlabel, xlim=(0, columns), ylim=(1.2 - 1.25 * rows, 1.2), aspect="equal")
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+
+
 def _draw_panel(axes: "Axes", panel: Panel, colours: dict[str, str]) -> None:
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
+    least, most = panel.within or (-math.inf, math.inf)
     for curve in panel.curves:
         match curve.style:
             case "line":
                 axes.plot(curve.x, curve.y, color=colours[curve.name], label=curve.name, linewidth=1.8)
                 if curve.band is not None:
-                    low, high = ([y + s * b for y, b in zip(curve.y, curve.band, strict=True)] for s in (-1, 1))
+                    ends = ([y + s * b for y, b in zip(curve.y, curve.band, strict=True)] for s in (-1, 1))
+                    low, high = ([min(max(y, least), most) for y in end] for end in ends)
                     axes.fill_between(curve.x, low, high, color=colours[curve.name], alpha=0.18, linewidth=0)
             case "paper":
                 marker = "o" if len(set(curve.y)) > 1 else ""

@@ -7,7 +7,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from .figures import Curve, Panel, draw
+from .figures import Curve, Image, Panel, draw
 from .laboratory import Stage
 from .storage.config import Environment
 from .storage.files import read_json, write_json
@@ -185,4 +185,5 @@ def _row(fields: Mapping[str, Any]) -> Row:
 
 
 def _panel(fields: Mapping[str, Any]) -> Panel:
-    return Panel(**{**fields, "curves": tuple(Curve(**curve) for curve in fields["curves"])})
+    images = tuple(Image(**image) for image in fields.get("images", ()))
+    return Panel(**{**fields, "curves": tuple(Curve(**curve) for curve in fields["curves"]), "images": images})

@@ -19,7 +19,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from .errors import InputError, did_you_mean
-from .figures import Curve, Panel
+from .figures import Curve, Image, Panel
 from .findings import Measured, Published, Report, Row, Verdict, block
 from .laboratory import Lab, cores
 from .storage.config import Environment
@@ -28,7 +28,19 @@ from .storage.files import dumps
 if TYPE_CHECKING:
     from .evaluation import Interval
 
-__all__ = ["Claim", "Curve", "Lab", "Outcome", "Panel", "Published", "Report", "Reproduction", "Scale", "percent"]
+__all__ = [
+    "Claim",
+    "Curve",
+    "Image",
+    "Lab",
+    "Outcome",
+    "Panel",
+    "Published",
+    "Report",
+    "Reproduction",
+    "Scale",
+    "percent",
+]
 
 
 @dataclass(frozen=True)
