@@ -8,7 +8,7 @@ from metabilevel.reproduction import Claim, Published, Reproduction, Scale
 from .contest import Entry, Settings, Test, experiment
 
 HEADS: dict[str, tuple[str, dict[str, Any]]] = {
-    "SVM": ("metaoptnet", {"c": 0.1}),
+    "SVM": ("metaoptnet", {"c": 0.1, "scale": 10.0}),
     "ridge": ("metaoptnet", {"head": "ridge", "scale": 10.0}),
     "prototypes": ("protonet", {}),
 }
@@ -69,7 +69,7 @@ REPRODUCTION = Reproduction(
             SMALL,
             "32 x 32; 4 blocks of a 3 x 3 convolution with 64 filters, batch normalisation, max-pooling, ReLU; 256 "
             "features. 600 episodes of 5 ways, 5 shots and 15 queries; Adam from 3e-3 to 0 as a cosine. C = .1; the "
-            "ridge is 1. 600 test tasks.",
+            "ridge is 1; both scales start at 10. 600 test tasks.",
             ("A net of four convolutions; the published numbers are those of ResNet-12.",
              "600 episodes in place of 480,000, no augmentation, Adam in place of SGD.",
              "240 images a class in place of 600, where the packed data serve.", TRANSDUCTIVE, ONE_RUN),
