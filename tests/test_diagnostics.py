@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from matplotlib.figure import Figure
 
 import metabilevel as mb
 from metabilevel.diagnostics.adapted import activations
@@ -15,6 +16,7 @@ from metabilevel.diagnostics.diagnosis import NotApplicable
 from metabilevel.diagnostics.probe import ridge_outputs
 from metabilevel.diagnostics.similarity import cca, cka
 from metabilevel.diagnostics.tangent import kernel, spectrum
+from metabilevel.figures import Curve, Panel, _draw_panel
 
 RATE = 0.1
 
@@ -109,6 +111,10 @@ def test_memory_grows_as_theory_says_and_nothing_runs():
     assert (sizes["Unroll(mixed_mode=True)"] < sizes["Unroll()"]).all()
     for constant in ("Unroll(first_order=True)", "StopGradient()"):
         assert len(set(sizes[constant])) == 1
+    np.testing.assert_allclose(column(found, "MiB") * 2**20, column(found, "bytes"))
+    legend = [curve.name for curve in found.panels[0].curves]
+    assert legend == [*list(sizes)[:-1], "StopGradient(): 0 at k = 16, 32, 64"]
+    assert found.panels[0].curves[0].y == list(sizes["Unroll()"] / 2**20)
 
 
 def test_cka_knows_no_rotation_and_no_scale(key, x64):
@@ -159,6 +165,17 @@ def test_similarity_is_one_of_what_does_not_adapt(measure, key):
     still, x, tasks = sinusoids("maml", steps=0)
     unmoved = mb.similarity(still, x, tasks, key=key, episodes=4)
     np.testing.assert_allclose(column(unmoved, "mean"), 1, atol=1e-4)
+
+
+def test_bands_end_where_the_measure_does(key):
+    panels = mb.similarity(*sinusoids("maml", learning_rate=0.3, steps=5), key=key, episodes=8).panels
+    assert [panel.within for panel in panels] == [(0.0, 1.0)] * 2
+    curve = Curve("a", [0, 1], [0.1, 0.8], [0.3, 0.3])
+    for within, ends in [((0.0, 1.0), (0.0, 1.0)), (None, (-0.2, 1.1))]:
+        axes = Figure().add_subplot()
+        _draw_panel(axes, Panel("", "", "", [curve], within=within), {"a": "black"})
+        heights = axes.collections[0].get_paths()[0].vertices[:, 1]
+        np.testing.assert_allclose([heights.min(), heights.max()], ends)
 
 
 @pytest.mark.parametrize("method", ["r2d2", "oracle"])

@@ -64,13 +64,17 @@ def command(
         }
         done: list[Diagnosis] = []
         with bar(False if as_json else None) as shown:
-            for name in shown.track(what or WHAT, description="diagnosing"):
+            wanted = what or tuple(WHAT)
+            bar_id = shown.add_task("", total=len(wanted))
+            for name in wanted:
+                shown.update(bar_id, description=f"diagnosing: {name}")
                 try:
                     done.append(diagnostics[name]())
                 except NotApplicable as error:
                     if what:
                         raise
                     note(f"Skipped: {error}")
+                shown.advance(bar_id)
     folder = run / FOLDER
     folder.mkdir(exist_ok=True)
     for diagnosis in done:

@@ -33,7 +33,7 @@ def memory(
     own plan, beside arguments and results. Reverse mode through k steps keeps something of each step, and so grows
     like k; with square-root checkpoints it grows like sqrt(k); first-order gradients keep nothing of them.
 
-    **Returns:** a row for each adjoint and k, with `bytes`.
+    **Returns:** a row for each adjoint and k, with `bytes`, which are also given in `MiB`.
 
     **Raises:** `NotApplicable` where the inner solver takes no steps, where there is no outer variable, or where the
     compiler does not tell its plan.
@@ -46,14 +46,21 @@ def memory(
         for name, adjoint in ADJOINTS.items()
     }
     rows = [
-        {"adjoint": name, "steps": k, "bytes": size}
+        {"adjoint": name, "steps": k, "bytes": size, "MiB": size / 2**20}
         for name, sizes in measured.items()
         for k, size in zip(wanted, sizes, strict=True)
     ]
-    drawn = {name: sizes for name, sizes in measured.items() if any(sizes)}  # zero has no place on a logarithmic axis
-    curves = [Curve(name, wanted, [size / 2**20 for size in sizes]) for name, sizes in drawn.items()]
+    curves = [_curve(name, [row for row in rows if row["adjoint"] == name]) for name in measured]
     panel = Panel("outer gradient of one task", "inner steps k", "temporary memory, MiB", curves, log="xy")
     return Diagnosis("memory", f"temporary memory as compiled for {jax.default_backend()}", tuple(rows), (panel,))
+
+
+def _curve(name: str, rows: list[dict]) -> Curve:
+    """Zero has no place on a logarithmic axis: the legend says where it is."""
+    zero = ", ".join(str(row["steps"]) for row in rows if not row["bytes"])
+    drawn = [row for row in rows if row["bytes"]]
+    label = f"{name}: 0 at k = {zero}" if zero else name
+    return Curve(label, [row["steps"] for row in drawn], [row["MiB"] for row in drawn])
 
 
 def _bytes(

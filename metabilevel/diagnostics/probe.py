@@ -55,7 +55,8 @@ def probe(
                     {"block": name, "adaptation": when, "metric": metric, "mean": score.mean, "ci95": score.ci95}
                 )
             curves.append(Curve(when, list(range(len(means))), [m.mean for m in means], [m.ci95 for m in means]))
-        panels.append(Panel(f"linear probe of every block: {metric}", "", metric, curves, ticks=names))
+        within = (0.0, 1.0) if metric == "accuracy" else None
+        panels.append(Panel(f"linear probe of every block: {metric}", "", metric, curves, ticks=names, within=within))
     caption = f"fitted on the support sets, judged on the queries of {episodes} {split} tasks"
     return Diagnosis("probe", caption, tuple(rows), tuple(panels))
 

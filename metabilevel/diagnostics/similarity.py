@@ -114,4 +114,4 @@ def _panel(title: str, rows: list[dict], names: list[str]) -> Panel:
         Curve("before against after", at, [row["mean"] for row in rows], [row["ci95"] for row in rows]),
         Curve("chance", at, [row["chance"] for row in rows], [row["chance_ci95"] for row in rows]),
     ]
-    return Panel(title, "", "", curves, ticks=names)
+    return Panel(title, "", "", curves, ticks=names, within=(0.0, 1.0))
