@@ -152,13 +152,14 @@ WRONG = {
     "data ftch omniglot": "no command 'ftch'. Did you mean 'fetch'?",
     "data verify omniglott": "no data set 'omniglott'. Did you mean 'omniglot'?",
     "repro show maml-sinusoids": "no reproduction 'maml-sinusoids'. Did you mean 'maml-sinusoid'?",
+    "repro run maml-sinusoid --out=": "'--out': '' is no directory",
     "repro run maml-sinusoid --scale smal": "scale = 'smal': one of smoke, small, full. Did you mean 'small'?",
     "evaluate here": "There is no run in here",
     "evaluate here --inner-steps 0,x": "'--inner-steps': '0,x' is not a list of integers of 0 or more",
     "evaluate here --split tset": "'--split': 'tset' is not one of 'train', 'valid', 'test'",
     "run mamll": "no method 'mamll'. Did you mean 'maml'? Installed: anil,",
     "run --tasks sinusoid maml": "--tasks: the method comes first",
-    "run maml": "Missing option '--tasks'. Installed: cifar-fs, fashion-mnist, from-arrays, from-folder, ",
+    "run maml": "Missing option '--tasks'. Installed: cifar-fs, cifar10, cifar100, fashion-mnist, ",
     "run maml --tasks sinusiod": "no task family 'sinusiod'. Did you mean 'sinusoid'?",
 }
 WRONG_OPTIONS = {
@@ -180,6 +181,9 @@ WRONG_OPTIONS = {
     "--task-option shots=x": "Option 'shots' is 'x', and must be an integer",
     "--task-option shots=0": "sinusoid: shots = 0",
     "--resume --out there": "--resume: There is no run in there",
+    "--out=": "'--out': '' is no directory",
+    "--tasks from-folder --task-option path=none": "from-folder: none does not exist: the folder",
+    "--tasks from-arrays --task-option path=none": "from-arrays: none does not exist: the .npz file",
 }
 WRONG |= {f"{' '.join(MAML)} {line}": message for line, message in WRONG_OPTIONS.items()}
 

@@ -5,7 +5,7 @@ import numpy as np
 from metabilevel import FewShot, few_shot
 
 from . import nets
-from .cifar_data import images
+from .cifar_data import photographs
 
 _NAMES = {
     "train": """apple aquarium_fish bear bee bottle bowl boy bridge bus can castle caterpillar chair clock cloud
@@ -55,7 +55,7 @@ def cifar_fs(
     **Raises:** `InputError` for counts that the data do not have, `DataError` where the data cannot be had.
     """
     net = nets.network(network, dropout)
-    pictures = images()
+    pictures = np.concatenate(list(photographs(100).values()), 1)
     each = pictures.shape[1]
     return few_shot(
         pictures.reshape(-1, *pictures.shape[2:]), np.repeat(CLASSES, each), ways=ways, shots=shots,

@@ -143,8 +143,9 @@ def omniglot(
     counts |= {"train_ways": train_ways, "train_shots": train_shots}
     counts |= {} if pool is None else {"pool": pool}
     for name, count in counts.items():
-        if count < 1:
-            raise InputError(f"{name} = {count}: at least 1 is wanted.")
+        least = 2 if name in ("ways", "train_ways") else 1  # a single class is no classification
+        if count < least:
+            raise InputError(f"{name} = {count}: at least {least} is wanted.")
     if max(shots, train_shots) + queries > DRAWINGS:
         name, count = max(("shots", shots), ("train_shots", train_shots), key=lambda pair: pair[1])
         raise InputError(f"{name} = {count} and queries = {queries}: a character has {DRAWINGS} drawings in all.")

@@ -12,6 +12,8 @@ from metabilevel import FewShot, InputError, data, few_shot
 
 from . import nets
 
+_ARRAYS = "the .npz file with the arrays images and labels"
+_FOLDER = "the folder with a sub-folder of pictures for each class"
 _PICTURES = (".png", ".jpg", ".jpeg")
 _BROKEN = (OSError, ValueError, SyntaxError, EOFError, zlib.error, Image.DecompressionBombError)
 _BROKEN_ARCHIVE = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error, LZMAError)
@@ -56,7 +58,7 @@ def from_arrays(
 
     **Raises:** `DataError` for a file that cannot be read, `InputError` for what cannot be sampled from it.
     """
-    images, labels = read_arrays(_given(path, "the .npz file with the arrays images and labels"))
+    images, labels = read_arrays(_given(path, _ARRAYS))
     return few_shot(
         images, labels, ways=ways, shots=shots, train_ways=train_ways, train_shots=train_shots, queries=queries,
         splits=_fractions(valid, test), seed=seed, network=nets.network(network, dropout), standardise=standardise,
@@ -109,7 +111,7 @@ def from_folder(
     """
     if size is not None and size < 1:
         raise InputError(f"size = {size}: at least 1 is wanted.")
-    images, labels = read_folder(_given(path, "the folder with a sub-folder of pictures for each class"), size, grey)
+    images, labels = read_folder(_given(path, _FOLDER), size, grey)
     return few_shot(
         images, labels, ways=ways, shots=shots, train_ways=train_ways, train_shots=train_shots, queries=queries,
         splits=_fractions(valid, test), seed=seed, network=nets.network(network, dropout), standardise=standardise,
@@ -122,6 +124,10 @@ def read_arrays(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
     **Raises:** `DataError` that names the file.
     """
+    if not path.exists():
+        raise data.DataError(f"{path} does not exist: {_ARRAYS} is wanted.")
+    if path.is_dir():
+        raise data.DataError(f"{path} is a folder: {_ARRAYS} is wanted.")
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             if missing := [name for name in ("images", "labels") if name not in arrays]:
@@ -138,8 +144,10 @@ def read_folder(folder: Path, size: int | None = None, grey: bool = False) -> tu
 
     **Raises:** `DataError` that names the picture which cannot be read, or two that differ in shape.
     """
+    if not folder.exists():
+        raise data.DataError(f"{folder} does not exist: {_FOLDER} is wanted.")
     if not folder.is_dir():
-        raise data.DataError(f"{folder} is no folder.")
+        raise data.DataError(f"{folder} is a file: {_FOLDER} is wanted.")
     paths = [p for p in sorted(folder.glob("[!.]*/[!.]*")) if p.suffix.lower() in _PICTURES]
     if not paths:
         raise data.DataError(f"{folder} has no sub-folder with a PNG or JPEG picture in it.")

@@ -85,10 +85,11 @@ def hold_out(
     corrupted[rng.permutation(train)[: round(noise * train)]] = True
     labels = np.where(corrupted, (labels + rng.integers(1, classes, train)) % classes, labels)
     on_device = lambda inputs, labels: Data(prepare(inputs), jnp.asarray(labels, int))
-    wrong = f", {noise:.3g} of the training labels wrong" if noise else ""
-    note = f"{train:,} training, {valid:,} validation and {test:,} test examples{wrong}"
+    wrong = f" (labels {noise:.3g} wrong)" if noise else ""
+    available = [f"{len(examples.labels):,}" for examples in (training, testing)]
+    note = f"{train:,} training{wrong} and {valid:,} validation examples of {available[0]}"
     return HeldOut(
-        subject=dataclasses.replace(learner, note=note),
+        subject=dataclasses.replace(learner, note=f"{note}, {test:,} test examples of {available[1]}"),
         train=on_device(inputs, labels),
         valid=on_device(*training.take(order[:valid])),
         test=on_device(*testing.take(tested)),

@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from metabilevel_tasks.cifar_data import CIFAR100, PACKED, decode, images, unpack, unpickle
+from metabilevel_tasks.cifar_data import CIFAR10, CIFAR100, PACKED10, PACKED100, Layout, decode, photographs, unpickle
 from metabilevel_tasks.cifar_fs import CLASSES, SPLITS, cifar_fs
 
 from metabilevel import InputError, data
@@ -19,8 +19,8 @@ from metabilevel.data import DataError
 
 @pytest.fixture(scope="module")
 def packed(data_files) -> np.ndarray:
-    data_files("cifar", *(file.filename for file in PACKED.files))
-    return data.load(PACKED)["images"]
+    data_files("cifar", *(file.filename for file in PACKED100.files))
+    return np.concatenate(list(data.load(PACKED100).values()), 1)
 
 
 def encode(images: np.ndarray) -> np.ndarray:
@@ -67,9 +67,11 @@ def archive(path: Path, members: dict[str, bytes]) -> Path:
     return path
 
 
-def official(monkeypatch) -> tuple[dict[str, bytes], np.ndarray]:
+SMALL = Layout("CIFAR-100", "cifar-100-python", b"fine_labels", 100, {"train": (("train",), 2), "test": (("test",), 1)})
+
+
+def official() -> tuple[dict[str, bytes], np.ndarray]:
     """A small archive, in which two and one image a class take the place of 500 and 100; and what it stands for."""
-    monkeypatch.setattr("metabilevel_tasks.cifar_data._PARTS", {"train": 2, "test": 1})
     rng = np.random.default_rng(0)
     expected = rng.integers(0, 256, (100, 3, 32, 32, 3)).astype(np.uint8)
     members = {}
@@ -82,9 +84,21 @@ def official(monkeypatch) -> tuple[dict[str, bytes], np.ndarray]:
     return members, expected
 
 
-def test_the_archive_is_read_by_class_and_in_order(tmp_path, monkeypatch):
-    members, expected = official(monkeypatch)
-    np.testing.assert_array_equal(unpickle((archive(tmp_path / "c.tar.gz", members),))["images"], expected)
+def test_the_archive_is_read_by_class_and_in_order(tmp_path):
+    members, expected = official()
+    found = unpickle((archive(tmp_path / "c.tar.gz", members),), SMALL)
+    np.testing.assert_array_equal(found["train"], expected[:, :2])
+    np.testing.assert_array_equal(found["test"], expected[:, 2:])
+
+
+def test_an_archive_in_batches_is_read_as_one(tmp_path):
+    rng = np.random.default_rng(0)
+    pixels, labels = rng.integers(0, 256, (6, 3072)).astype(np.uint8), [1, 1, 0, 1, 0, 0]
+    members = {"one": member(pixels[:3], labels[:3]), "two": member(pixels[3:], labels[3:])}
+    layout = Layout("two batches", "cifar-100-python", b"fine_labels", 2, {"train": (("one", "two"), 3)})
+    found = unpickle((archive(tmp_path / "c.tar.gz", members),), layout)["train"]
+    expected = pixels[[2, 4, 5, 0, 1, 3]].reshape(2, 3, 3, 32, 32).transpose(0, 1, 3, 4, 2)
+    np.testing.assert_array_equal(found, expected)
 
 
 class Evil:
@@ -92,12 +106,12 @@ class Evil:
         return (print, ("run",))
 
 
-def test_a_pickle_that_asks_for_more_than_arrays_is_refused(tmp_path, monkeypatch, capsys):
-    members, _ = official(monkeypatch)
+def test_a_pickle_that_asks_for_more_than_arrays_is_refused(tmp_path, capsys):
+    members, _ = official()
     for content in (pickle.dumps(Evil(), protocol=2), pickle.dumps({b"data": Path("x")}, protocol=2)):
         path = archive(tmp_path / "c.tar.gz", members | {"test": content})
         with pytest.raises(DataError, match=r"c\.tar\.gz is no archive of CIFAR-100: .*/test asks for"):
-            unpickle((path,))
+            unpickle((path,), SMALL)
     assert capsys.readouterr().out == ""
 
 
@@ -112,40 +126,43 @@ def test_a_pickle_that_asks_for_more_than_arrays_is_refused(tmp_path, monkeypatc
         (lambda m: m | {"test": member(np.zeros((100, 3072)), list(range(100)))}, "test holds float64"),
     ],
 )
-def test_a_wrong_archive_is_named(tmp_path, monkeypatch, changed, message):
-    members, _ = official(monkeypatch)
+def test_a_wrong_archive_is_named(tmp_path, changed, message):
+    members, _ = official()
     with pytest.raises(DataError, match=rf"c\.tar\.gz is no archive of CIFAR-100: .*{message}"):
-        unpickle((archive(tmp_path / "c.tar.gz", changed(members)),))
+        unpickle((archive(tmp_path / "c.tar.gz", changed(members)),), SMALL)
 
 
-def test_a_truncated_archive_is_named(tmp_path, monkeypatch):
-    whole = archive(tmp_path / "c.tar.gz", official(monkeypatch)[0]).read_bytes()
+def test_a_truncated_archive_is_named(tmp_path):
+    whole = archive(tmp_path / "c.tar.gz", official()[0]).read_bytes()
     for length in np.linspace(0, 0.95 * len(whole), 12).astype(int):
         (tmp_path / "cut.tar.gz").write_bytes(whole[:length])
         with pytest.raises(DataError, match=r"cut\.tar\.gz is no archive"):
-            unpickle((tmp_path / "cut.tar.gz",))
+            unpickle((tmp_path / "cut.tar.gz",), SMALL)
 
 
 def test_truncated_packed_files_are_named(tmp_path):
     (tmp_path / "a.npz").write_bytes(b"PK")
     with pytest.raises(DataError, match=r"a\.npz has no packed images of CIFAR-100"):
-        unpack((tmp_path / "a.npz",))
+        PACKED100.build((tmp_path / "a.npz", tmp_path / "b.npz"))
 
 
-def test_missing_data_name_the_command_that_fetches_them(tmp_path, monkeypatch):
+@pytest.mark.parametrize("classes", [10, 100])
+def test_missing_data_name_the_command_that_fetches_them(tmp_path, monkeypatch, classes):
     monkeypatch.setenv("METABILEVEL_DATA", str(tmp_path))
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
-    with pytest.raises(DataError, match="metabilevel data fetch cifar100"):
-        images()
+    with pytest.raises(DataError, match=rf"cifar-{classes}-python(.|\n)*metabilevel data fetch cifar{classes}$"):
+        photographs(classes)
 
 
-def test_the_whole_archive_goes_before_a_part_of_it(data_files, monkeypatch, packed):
+@pytest.mark.parametrize(("classes", "packed", "whole"), [(10, PACKED10, CIFAR10), (100, PACKED100, CIFAR100)])
+def test_the_whole_archive_goes_before_a_part_of_it(data_files, monkeypatch, classes, packed, whole):
+    data_files("cifar", *(file.filename for file in packed.files))
     loaded = []
-    monkeypatch.setattr(data, "load", lambda dataset: loaded.append(dataset) or {"images": packed})
-    images()
+    monkeypatch.setattr(data, "load", lambda dataset: loaded.append(dataset) or {})
+    photographs(classes)
     monkeypatch.setattr(data, "status", lambda dataset: data.Status(dataset.name, (), None))
-    images()
-    assert loaded == [PACKED, CIFAR100]
+    photographs(classes)
+    assert loaded == [packed, whole]
 
 
 def test_classes_and_split_are_the_published_ones(data_files):

@@ -1,12 +1,14 @@
 """One data set cut in three: the idx files, the cut, the wrong labels, and what is learned from it."""
 
 import gzip
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from metabilevel_tasks.cifar_data import PACKED10, PACKED100, photographs
 from metabilevel_tasks.mnist_data import FASHION_MNIST, MNIST, read_idx
 from metabilevel_tasks.splits import Examples, hold_out
 
@@ -14,15 +16,29 @@ import metabilevel as mb
 from metabilevel import InputError, data
 from metabilevel.data import DataError
 
-SETS = {"mnist": MNIST, "fashion-mnist": FASHION_MNIST}
 
+@pytest.fixture
+def files(data_files):
+    """Images, uint8 [n, h, w, c], and labels of a family, by the name of the part."""
 
-@pytest.fixture(params=SETS)
-def family(request, data_files) -> str:
-    """The name of a family whose files are there."""
-    files = SETS[request.param]
-    data_files(files.name, *(file.filename for file in files.files))
-    return request.param
+    def grey(dataset: data.DataSet):
+        data_files(dataset.name, *(file.filename for file in dataset.files))
+        arrays, parts = data.load(dataset), ("train", "test")
+        return {p: arrays[f"{p}_images"][..., None] for p in parts}, {p: arrays[f"{p}_labels"] for p in parts}
+
+    def colour(classes: Literal[10, 100], packed: data.DataSet):
+        data_files(packed.name, *(file.filename for file in packed.files))
+        parts = photographs(classes)
+        labels = {part: np.repeat(np.arange(classes), images.shape[1]) for part, images in parts.items()}
+        return {part: images.reshape(-1, 32, 32, 3) for part, images in parts.items()}, labels
+
+    family = {
+        "mnist": lambda: grey(MNIST),
+        "fashion-mnist": lambda: grey(FASHION_MNIST),
+        "cifar10": lambda: colour(10, PACKED10),
+        "cifar100": lambda: colour(100, PACKED100),
+    }
+    return lambda name: family[name]()
 
 
 @pytest.fixture
@@ -74,16 +90,25 @@ def test_missing_data_name_the_command_that_fetches_them(tmp_path, monkeypatch):
         mb.load_tasks("mnist")()
 
 
-def test_images_are_those_of_the_files_and_standardised(family, key):
-    tasks, arrays = mb.load_tasks(family)(train=300, valid=200, test=100), data.load(SETS[family])
-    mean, std = (arrays["train_images"] / 255).mean(), (arrays["train_images"] / 255).std()
+@pytest.mark.parametrize(
+    ("family", "mean", "std"),
+    [
+        ("mnist", 0.1307, 0.3081),
+        ("fashion-mnist", 0.2860, 0.3530),
+        ("cifar10", (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+        ("cifar100", (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    ],
+)
+def test_images_are_those_of_the_files_and_standardised(files, family, mean, std):
+    tasks, images, labels = mb.load_tasks(family)(train=300, valid=200, test=100), *files(family)
+    statistics = [(images["train"] / 255).mean((0, 1, 2)), (images["train"] / 255).std((0, 1, 2))]
+    np.testing.assert_allclose(statistics, np.reshape([mean, std], (2, -1)), atol=6e-5 if "mnist" in family else 3e-3)
     for part, origin in {"train": "train", "valid": "train", "test": "test"}.items():
-        images, labels = arrays[f"{origin}_images"], arrays[f"{origin}_labels"]
-        known = {image.tobytes(): label for image, label in zip(images, labels, strict=True)}
-        found = getattr(tasks, part)
-        pixels = np.rint((np.asarray(found.inputs[..., 0]) * std + mean) * 255)
-        assert np.abs(pixels - (np.asarray(found.inputs[..., 0]) * std + mean) * 255).max() < 0.05
-        assert [known[image.tobytes()] for image in pixels.astype(np.uint8)] == found.targets.tolist()
+        known = {image.tobytes(): label for image, label in zip(images[origin], labels[origin], strict=True)}
+        inputs, targets = getattr(tasks, part)
+        pixels = (np.asarray(inputs) * std + mean) * 255
+        np.testing.assert_allclose(pixels, np.rint(pixels), atol=1e-3)
+        assert [known[image.tobytes()] for image in np.rint(pixels).astype(np.uint8)] == targets.tolist()
 
 
 def test_the_query_is_for_validation_or_for_the_test_and_the_support_is_one(mnist, key):
@@ -97,7 +122,9 @@ def test_the_query_is_for_validation_or_for_the_test_and_the_support_is_one(mnis
         np.testing.assert_array_equal(episode.support.targets, tasks.train.targets)
     assert [rows(e.query) == rows(tasks.valid) for e in (train, valid, test)] == [True, True, False]
     assert rows(test.query) == rows(tasks.test)
-    assert tasks.subject.protocol == "no batch statistics; 30 training, 20 validation and 10 test examples"
+    assert tasks.subject.protocol == (
+        "no batch statistics; 30 training and 20 validation examples of 60,000, 10 test examples of 10,000"
+    )
 
 
 def cut(*, train=30, valid=20, test=10, seed=0, noise=0.0):
@@ -146,7 +173,7 @@ def test_so_many_training_labels_are_wrong_and_the_truth_says_which(key, noise):
     if noise:
         shifts = np.bincount((noisy.train.targets - clean.train.targets)[corrupted] % 10, minlength=10)
         assert np.abs(shifts[1:] / corrupted.sum() - 1 / 9).max() < 0.05
-        assert noisy.subject.note.endswith(f", {noise:g} of the training labels wrong")
+        assert f"2,000 training (labels {noise:g} wrong) and" in noisy.subject.note
 
 
 def test_a_batch_has_the_task_many_times(mnist, key):
