@@ -111,8 +111,8 @@ def few_shot(
     - `standardise`: whether every channel has mean 0 and standard deviation 1 over the training classes.
     - `pool`, `transductive`: see `Learner`. A task of a pool has fixed classes and labels. `note`: see `Learner`.
 
-    **Raises:** `InputError`: for counts below 1; images that differ in shape or are not finite; lengths that differ;
-    a class with too few images, a split with too few classes.
+    **Raises:** `InputError`: for counts below 1, or a single way; images that differ in shape or are not finite;
+    lengths that differ; a class with too few images, a split with too few classes.
     """
     train_ways, train_shots = (
         train_ways if train_ways is not None else ways,
@@ -120,7 +120,7 @@ def few_shot(
     )
     sizes = {"ways": ways, "shots": shots, "queries": queries, "train_ways": train_ways, "train_shots": train_shots}
     for name, size in (sizes | ({} if pool is None else {"pool": pool})).items():
-        count(name, size, 1)
+        count(name, size, 2 if name in ("ways", "train_ways") else 1)  # a single class is no classification
     pixels = _stacked(images)
     rows = _rows(labels, len(pixels))
     chosen = _split(splits, seed, list(rows))

@@ -144,7 +144,8 @@ def without(array, index, value):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"ways": 0}, "ways = 0: an integer of 1 or more"),
+        ({"ways": 1}, "ways = 1: an integer of 2 or more"),
+        ({"train_ways": 1}, "train_ways = 1: an integer of 2 or more"),
         ({"queries": 0}, "queries = 0"),
         ({"pool": 0}, "pool = 0"),
         ({"ways": 4}, "ways = 4: valid has 3 of all 10 classes"),

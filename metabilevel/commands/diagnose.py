@@ -20,7 +20,7 @@ from ..tasks import Split
 from .experiment import JUDGED, Experiment, memory_errors
 from .interrupts import Interrupts
 from .output import json_option, note, show
-from .types import Count, Counts
+from .types import Count, Counts, Folder
 
 FOLDER, DOCUMENT = "diagnose", "diagnose.json"
 WHAT = {
@@ -33,7 +33,7 @@ WHAT = {
 
 
 @click.command("diagnose")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=Folder())
 @click.option("--what", multiple=True, type=click.Choice(list(WHAT)), help="Repeatable. [default: all that apply]")
 @click.option("--tasks", "episodes", type=Count(1), default=100, show_default=True, help="Fresh tasks to look at.")
 @click.option("--inner-steps", type=Counts(), help="Of gradients and memory, as 1,5,10. [default: 1 to 50, and 64]")

@@ -13,11 +13,11 @@ from ..tasks import Split
 from .experiment import EPISODES, Experiment
 from .interrupts import Interrupts
 from .output import json_option, show
-from .types import Count, Counts
+from .types import Count, Counts, Folder
 
 
 @click.command("evaluate")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=Folder())
 @click.option("--split", type=click.Choice(get_args(Split)), default="test", show_default=True)
 @click.option("--episodes", type=Count(1), default=EPISODES, show_default=True, help="Fresh tasks to judge on.")
 @click.option("--inner-steps", type=Counts(), help="As 0,1,5,10. [default: 0 and the method's own number]")

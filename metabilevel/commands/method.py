@@ -24,7 +24,7 @@ from .experiment import EPISODES, OPTIMIZERS, Experiment
 from .interrupts import Interrupted, Interrupts
 from .judgement import Judgement
 from .output import json_option, note, show
-from .types import Assignment, Count, PluginName, PluginValue, Positive
+from .types import Assignment, Count, Folder, PluginName, PluginValue, Positive
 
 OWN = "method_"  # begins the names of the parameters that are the method's
 PICTURE = "curves.png"
@@ -47,7 +47,7 @@ COMMON = [
     click.Option(["--task-chunk"], type=Count(1), help="Tasks computed at once. [default: as the machine likes it]"),
     click.Option(
         ["--out"],
-        type=click.Path(path_type=Path),
+        type=Folder(),
         metavar="DIR",
         help="The run directory. [default: runs/METHOD-TASKS-SEED]",
     ),

@@ -13,7 +13,7 @@ from ..storage.files import read_json
 from .group import Group
 from .interrupts import Interrupted, Interrupts
 from .output import json_option, note, show
-from .types import Count
+from .types import Count, Folder
 
 
 @click.group("repro", cls=Group)
@@ -70,9 +70,7 @@ def shown(name: str, as_json: bool) -> None:
 @click.argument("name")
 @click.option("--scale", default="small", show_default=True, help="smoke, small or full.")
 @click.option("--seed", type=Count(0, 2**32 - 1), default=0, show_default=True, help="Of all randomness.")
-@click.option(
-    "--out", type=click.Path(path_type=Path), metavar="DIR", help="For the result. [default: runs/repro/NAME-SCALE]"
-)
+@click.option("--out", type=Folder(), metavar="DIR", help="For the result. [default: runs/repro/NAME-SCALE]")
 @json_option
 def run(name: str, scale: str, seed: int, out: Path | None, as_json: bool) -> None:
     """Run the experiment, print its numbers beside the paper's, and write result.json and curves.png.

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import click
@@ -28,6 +29,18 @@ class Count(click.ParamType):
             limits = f"of {self.least} or more" if self.most is None else f"from {self.least} to {self.most}"
             self.fail(f"{value!r} is not an integer {limits}.", param, ctx)
         return number
+
+
+class Folder(click.Path):
+    """A directory that need not exist. An empty text, as of a shell variable that is not set, is refused."""
+
+    def __init__(self):
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("'' is no directory: name one, or . for the current one.", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 class Positive(click.ParamType):

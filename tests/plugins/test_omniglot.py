@@ -298,7 +298,8 @@ def test_the_drawings_are_an_argument_of_compiled_code(bits):
     [
         ({"ways": 101}, "ways = 101: at most 100 with split = finn, which has train 1100, valid 100, test 423"),
         ({"ways": 173, "split": "vinyals"}, "ways = 173: at most 172"),
-        ({"ways": 0}, "ways = 0: at least 1"),
+        ({"ways": 1}, "ways = 1: at least 2"),
+        ({"train_ways": 1}, "train_ways = 1: at least 2"),
         ({"shots": 0}, "shots = 0: at least 1"),
         ({"train_shots": -1}, "train_shots = -1: at least 1"),
         ({"queries": 0}, "queries = 0: at least 1"),

@@ -100,8 +100,12 @@ def test_a_class_with_too_few_pictures_is_named(folder):
         from_folder(path=str(folder), **SMALL)
 
 
-@pytest.mark.parametrize(("where", "message"), [("", "has no sub-folder with"), ("none", "is no folder")])
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [("", "has no sub-folder"), ("none", "none does not exist: the folder"), ("file", "file is a file: the folder")],
+)
 def test_a_folder_without_pictures_is_named(tmp_path, where, message):
+    (tmp_path / "file").touch()
     with pytest.raises(DataError, match=message):
         read_folder(tmp_path / where)
 
@@ -111,8 +115,10 @@ def test_arrays_that_cannot_be_read_are_named(tmp_path, arrays):
         read_arrays(Path(npz(tmp_path / "a.npz", images=arrays["images"])))
     with pytest.raises(DataError, match=r"p\.npz is no \.npz file"):
         read_arrays(Path(npz(tmp_path / "p.npz", images=np.array([{}]), labels=np.array([1]))))
-    with pytest.raises(DataError, match=r"absent\.npz is no \.npz file"):
+    with pytest.raises(DataError, match=r"absent\.npz does not exist: the \.npz file"):
         read_arrays(tmp_path / "absent.npz")
+    with pytest.raises(DataError, match=r"is a folder: the \.npz file"):
+        read_arrays(tmp_path)
     np.save(tmp_path / "single.npy", arrays["images"])
     with pytest.raises(DataError, match=r"single\.npy is no \.npz file"):
         read_arrays(tmp_path / "single.npy")
