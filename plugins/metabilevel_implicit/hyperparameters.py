@@ -5,7 +5,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from metabilevel import Implicit, Learner, Method
+from metabilevel import Implicit, InputError, Learner, Method
 
 from .tuning import Inverse, Optimizer, descent, tuning
 from .tuning import inverse as by_name
@@ -44,11 +44,15 @@ def implicit_hpo(
     - `scale`: of the Neumann series, the inner learning rate in the paper; 1 / the largest eigenvalue if not given.
     - `damping`: of conjugate gradients and Nystrom.
     - `optimizer`: of the inner problem, on the full batch.
-    - `learning_rate`: of that optimizer.
+    - `learning_rate`: of that optimizer; sgd diverges where a decay outgrows 2 / learning_rate.
     - `steps`: of that optimizer between two outer steps.
     - `test_steps`: from a fresh start, to judge x.
     - `warm_start`: whether the weights are kept from one outer step to the next.
+
+    **Raises:** `InputError` for a decay without a logarithm, or an option that the inverse has no use for.
     """
+    if not decay > 0:
+        raise InputError(f"decay = {decay}: a positive number is wanted, of which x is the logarithm.")
     adjoint = Implicit(by_name(inverse, terms, scale, damping))
     solver = lambda steps: descent(optimizer, learning_rate, steps)
     inner_loss = lambda x, y, task: learner.fit(y, task.support) + penalty(x, y)
