@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from .estimators import WarmStarted as WarmStarted
     from .evaluation import Interval as Interval
     from .evaluation import evaluate as evaluate
+    from .external import JaxoptSolver as JaxoptSolver
+    from .external import OptimistixSolver as OptimistixSolver
     from .hypergradients import Solution as Solution
     from .hypergradients import hypergradient as hypergradient
     from .hypergradients import reduced as reduced
@@ -89,6 +91,7 @@ _HOME = {
     "episodes": "FewShot few_shot",
     "errors": "ComputationError HypergradientWarning InputError NonFiniteError",
     "estimators": "AbstractEstimator Nested WarmStarted",
+    "external": "JaxoptSolver OptimistixSolver",
     "evaluation": "Interval evaluate",
     "training": "fit",
     "implicit": "Implicit SecondMoments",

@@ -30,7 +30,8 @@ def task_gradient(
     would be NaN whole. The sum is accumulated chunk by chunk, so that memory does not grow with the tasks.
 
     **Arguments:** `gradient(x, task, key, *carried) -> ((loss, aux), d loss / d x)` of one task; `tasks`
-    and `carried` with a leading axis of n tasks; `chunk` tasks are vmapped at once, as many as `fitting_chunk` says if None.
+    and `carried` with a leading axis of n tasks; `chunk` tasks are vmapped at once, as many as
+    `fitting_chunk` says if None.
 
     **Returns:** the mean gradient (zero if no task is finite), losses [n], aux [n, ...], finite [n].
     """

@@ -8,6 +8,7 @@ whatever the path to y: in memory that does not depend on it.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -18,7 +19,7 @@ from jaxtyping import Array, PyTree
 from .adjoints import AbstractAdjoint
 from .errors import InputError
 from .info import Certificate, Reached, Result, all_finite, norm
-from .linear import AbstractInverse, LinearSystem
+from .linear import AbstractInverse, LinearSystem, lowest_eigenvalue
 from .problem import BilevelProblem, Inner, Key, Outer, Task
 from .solvers import AbstractInnerSolver, AbstractIterativeSolver
 
@@ -107,12 +108,20 @@ class Implicit(AbstractAdjoint):
         result = Result.where(stationary, result, Result.inner_not_stationary)
         finite = all_finite(value, gradient)
         broken = ~finite & ((result == Result.success) | (result == Result.inner_not_stationary))
+        bound = None
+        if self.strong_convexity is not None:
+            lagrangian = lambda z, y: problem.objective(z, y, task, k_outer)[0] - inner_product(v, residual(z, y))
+            inner_product = lambda v, r: v @ ravel_pytree(r)[0]
+            convexity = self.strong_convexity
+            convexity = lowest_eigenvalue(system) if isinstance(convexity, str) else convexity
+            bound = _error_bound(lagrangian, residual, z, y, norm(r), size(missing), convexity, k_inner)
         certificate = Certificate(
             norm(r),
             Result.where(broken, Result.nonfinite, result),
             ratio(size(missing), size(system.b)),
             iterations,
             distance,
+            bound,
         )
         return Reached(value, metrics, y, certificate), gradient
 
@@ -148,6 +157,43 @@ def _system(
     diagonal = None if precondition is None else flat(precondition)
     divided = None if diagonal is None else lambda u: u / diagonal
     return LinearSystem(lambda u: flat(product(unravel(u))), flat(slope), symmetric, key, divided)
+
+
+def _error_bound(
+    lagrangian: Callable[[Outer, Inner], Array],
+    residual: Callable[[Outer, Inner], PyTree],
+    x: Outer,
+    y: Inner,
+    inner: Array,
+    linear: Array,
+    convexity: Any,
+    key: Key,
+) -> Array:
+    """(|C| linear + (|L_xy| + |C| |L_yy| / mu) inner) / mu, with C = dr/dx and L = F - v^T r at the v found.
+
+    `inner` = |r| and `linear` = |F_y - A v|; mu is `convexity`. y lies within |r| / mu of the solution, and v within
+    what that and `linear` allow, so the sum bounds the hypergradient's error up to terms of second order in |r|. The
+    norms are found by power iterations.
+    """
+    cross = _spectral_norm(lambda x: residual(x, y), x, key)
+    mixed = _spectral_norm(lambda y: jax.grad(lagrangian)(x, y), y, key)
+    curved = _spectral_norm(lambda y: jax.grad(lagrangian, 1)(x, y), y, key)
+    bound = (cross * linear + (mixed + cross * curved / convexity) * inner) / convexity
+    return jnp.where(convexity > 0, bound, jnp.inf)
+
+
+def _spectral_norm(fn: Callable[[PyTree], PyTree], at: PyTree, key: Key, iterations: int = 30) -> Array:
+    """The largest singular value of the derivative of `fn`, by power iterations."""
+    flat, unravel = ravel_pytree(at)
+    _, forward = jax.linearize(lambda u: ravel_pytree(fn(unravel(u)))[0], flat)
+    backward = jax.linear_transpose(forward, flat)
+
+    def iterate(u, _):
+        u = u / jnp.maximum(jnp.linalg.norm(u), jnp.finfo(u.dtype).tiny)
+        u = backward(forward(u))[0]
+        return u, jnp.linalg.norm(u)
+
+    return jnp.sqrt(jax.lax.scan(iterate, jax.random.normal(key, flat.shape, flat.dtype), length=iterations)[1][-1])
 
 
 @eqx.filter_custom_jvp

@@ -275,6 +275,32 @@ class BiCGSTAB(AbstractInverse):
         return Lineax(lineax.BiCGStab(self.tolerance, self.tolerance, max_steps=self.steps))(system)
 
 
+def lowest_eigenvalue(system: LinearSystem, iterations: int = 30) -> Array:
+    """The smallest Ritz value of a symmetric A after `iterations` Lanczos steps (with every vector orthogonalised
+    against all before it): from above, and near where the spectrum's lower end is not crowded."""
+    n = len(system.b)
+    steps = min(iterations, n)
+    tiny = jnp.sqrt(jnp.finfo(system.b.dtype).tiny)
+
+    def step(state, i):
+        basis, u = state
+        basis = basis.at[i].set(u)
+        w = system.matvec(u)
+        w = w - basis.T @ (basis @ w)
+        w = w - basis.T @ (basis @ w)
+        size = jnp.linalg.norm(w)
+        return (basis, jnp.where(size > tiny, w / jnp.maximum(size, tiny), 0)), None
+
+    start = jax.random.normal(system.key, (n,), system.b.dtype)
+    state = (jnp.zeros((steps, n), start.dtype), start / jnp.linalg.norm(start))
+    (basis, _), _ = jax.lax.scan(step, state, jnp.arange(steps))
+    projected = basis @ jax.vmap(system.matvec)(basis).T
+    kept = jnp.linalg.norm(basis, axis=1) > 0.5
+    large = jnp.abs(projected).sum() + 1
+    projected = jnp.where(kept[:, None] & kept[None, :], projected, large * jnp.eye(steps))
+    return jnp.linalg.eigvalsh((projected + projected.T) / 2)[0]
+
+
 def _rows(system: LinearSystem, which: Array) -> Float[Array, "k n"]:
     """A e_i of every i of `which`."""
     return jax.vmap(lambda i: system.matvec(jnp.zeros_like(system.b).at[i].set(1)))(which)
