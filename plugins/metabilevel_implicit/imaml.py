@@ -1,0 +1,140 @@
+"""Implicit MAML (Rajeswaran, Finn, Kakade & Levine 2019, arXiv:1909.04630)."""
+
+from typing import Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+
+from metabilevel import (
+    AbstractInverse,
+    AbstractIterativeSolver,
+    BilevelProblem,
+    ConjugateGradient,
+    GradientDescent,
+    Implicit,
+    InputError,
+    Learner,
+    Method,
+    Nested,
+    Neumann,
+)
+
+from .hessian_free import HessianFree
+
+
+def imaml(
+    learner: Learner,
+    *,
+    strength: float = 2.0,
+    inner: Literal["gd", "hessian-free"] = "gd",
+    learning_rate: float = 0.1,
+    steps: int = 16,
+    cg_steps: int = 5,
+    damping: float | None = None,
+    variant: Literal["text", "code"] = "text",
+    test_steps: int | None = None,
+    test_strength: float | None = None,
+) -> Method:
+    """Implicit MAML: x is where the networks of tasks start, and to where each is drawn back,
+
+        minimise over x   query loss of y(x),    y(x) = argmin_y  support loss + strength |y - x|^2 / 2,
+
+    whose hypergradient, by the implicit function theorem, is v with (I + H / strength) v = d(query loss)/dy for the
+    Hessian H of the support loss at y(x): in memory that does not grow with the inner steps.
+
+    **Arguments:**
+
+    - `strength`: of the pull to x, lambda in the paper; positive.
+    - `inner`: gradient descent, or conjugate gradients of 5 iterations for a direction and a line search along it.
+    - `learning_rate`: of gradient descent.
+    - `steps`: of the inner solver, from x.
+    - `cg_steps`: conjugate gradients on the linear system; 0 takes H for 0, so that the hypergradient is the query
+      gradient at y, as in first-order MAML (in the authors' code 1 does so, too).
+    - `damping`: added to the diagonal of I + H / strength; 0 for the text and 1 for the code, if not given.
+    - `variant`: what the paper says, or what the authors' code does: steps on the support loss alone and one step on
+      the pull alone, and (1 + damping) v + H v / (strength + 10) = d(query loss)/dy.
+    - `test_steps`: of the inner solver at test; as in training if none.
+    - `test_strength`: of the pull at test; as in training if none, and 0 in the authors' evaluation.
+
+    **Raises:** `InputError` for a `strength` that is not positive, a negative `test_strength`, the code's Hessian-free
+    solver, which was not released, or tasks that have other ways at test than in training.
+    """
+    if not strength > 0:
+        raise InputError(f"strength = {strength}: a positive number is wanted, or nothing depends on x.")
+    if test_strength is not None and not test_strength >= 0:
+        raise InputError(f"test_strength = {test_strength}: 0 or more is wanted.")
+    if (inner, variant) == ("hessian-free", "code"):
+        raise InputError("variant = 'code': the authors' code has gradient descent only; take inner = 'gd'.")
+    if learner.ways is not None and learner.ways[0] != learner.ways[1]:
+        raise InputError(f"train_ways = {learner.ways[0]} and ways = {learner.ways[1]}: one head serves all tasks.")
+
+    def solver(steps: int, strength: float) -> AbstractIterativeSolver:
+        if inner == "hessian-free":
+            return HessianFree(steps=steps)
+        if variant == "code" and strength > 0:
+            return LatePull(learning_rate, strength, steps=steps + 1)
+        return GradientDescent(optax.sgd(learning_rate), steps)
+
+    if cg_steps == 0:
+        inverse = Neumann(0, 1 / strength)
+    elif variant == "text":
+        inverse = ConjugateGradient(cg_steps, strength * (damping or 0.0))
+    else:
+        inverse = CodeInverse(cg_steps, strength, 1.0 if damping is None else damping)
+    problem = pulled(learner, strength)
+    at_test = strength if test_strength is None else test_strength
+    return Method(
+        pulled(learner, at_test),
+        learner.init,
+        Nested(problem, solver(steps, strength), Implicit(inverse)),
+        solver(steps if test_steps is None else test_steps, at_test),
+    )
+
+
+def pulled(learner: Learner, strength: float) -> BilevelProblem:
+    """y starts at x and fits the support set, at a price of strength |y - x|^2 / 2."""
+    square = lambda a, b: jnp.sum((a - b) ** 2)
+    price = lambda x, y: strength / 2 * sum(jax.tree.leaves(jax.tree.map(square, y, x)))
+    return BilevelProblem(
+        init=lambda x, task, key: x,
+        inner_loss=lambda x, y, task, key: learner.fit(y, task.support) + price(x, y),
+        outer_loss=lambda x, y, task, key: learner.test(y, task.query, task.support),
+    )
+
+
+class LatePull(AbstractIterativeSolver):
+    """Gradient descent as in the authors' code: every step on the support loss alone, but the last on the pull."""
+
+    learning_rate: float
+    strength: float
+    symmetric = True
+
+    def init(self, x, y):
+        return jnp.zeros((), jnp.int32)
+
+    def step(self, x, gradient_fn, y, state):
+        def move(y, x, gradient):
+            pull = self.strength * (y - x)
+            return y - self.learning_rate * jnp.where(state == self.steps - 1, pull, gradient - pull)
+
+        return jax.tree.map(move, y, x, gradient_fn(y)), state + 1
+
+    def residual(self, problem, x, y, task, key):
+        return jax.grad(problem.inner_loss, 1)(x, y, task, key)
+
+
+class CodeInverse(AbstractInverse):
+    """u / strength for (1 + damping) u + H u / (strength + 10) = b, of the system with A = H + strength I; of v, the
+    pull's derivative -strength in x makes u."""
+
+    steps: int = eqx.field(static=True)
+    strength: float
+    damping: float
+
+    def __call__(self, system):
+        scale = self.strength + 10
+        cg = ConjugateGradient(self.steps, (1 + self.damping) * scale - self.strength)
+        v, iterations, result = cg(system)
+        return scale / self.strength * v, iterations, result
