@@ -55,6 +55,7 @@ class DataSet:
     - `sha256`: the `digest` of every array by its name. So what `build` gives can be checked, and a cache is right or
       wrong whoever wrote it, with whatever compression.
     - `cache`: the name of an `.npz` file that keeps the arrays, or None where building them is quick.
+    - `packed`: a part of it in files of another form, which a task family takes where those alone are there.
     """
 
     name: str
@@ -64,6 +65,7 @@ class DataSet:
     cache: str | None
     licence: str
     citation: str
+    packed: "DataSet | None" = None
 
     @property
     def folder(self) -> Path:
@@ -82,17 +84,23 @@ class FileStatus:
 
 @dataclass(frozen=True)
 class Status:
-    """The official files of a data set, and its cache where it has one."""
+    """The official files of a data set, and its cache and its packed part where it has them."""
 
     name: str
     files: tuple[FileStatus, ...]
     cache: FileStatus | None
+    packed: "Status | None" = None
 
     @property
     def ready(self) -> bool:
         """Whether `load` does without the network."""
         used = self.files if self.cache is None or self.cache.state == "missing" else (self.cache,)
         return all(file.state in ("present", "verified") for file in used)
+
+    @property
+    def packed_serves(self) -> bool:
+        """Whether the packed part is taken in place of the data set."""
+        return not self.ready and self.packed is not None and self.packed.ready
 
 
 def data_folder() -> Path:
@@ -177,7 +185,8 @@ def _survey(dataset: DataSet, check: bool) -> Status:
 
     official = tuple(examine(dataset.folder / file.filename, partial(_check, dataset, file)) for file in dataset.files)
     cache = dataset.folder / dataset.cache if dataset.cache else None
-    return Status(dataset.name, official, cache and examine(cache, partial(_read_cache, dataset, cache)))
+    kept = cache and examine(cache, partial(_read_cache, dataset, cache))
+    return Status(dataset.name, official, kept, dataset.packed and _survey(dataset.packed, check))
 
 
 def _check(dataset: DataSet, file: RemoteFile) -> None:

@@ -259,6 +259,25 @@ def test_data_that_are_not_what_they_should_be(invoke: Invoke, tmp_path: Path, m
     assert archive.read_bytes() == b"PK"
 
 
+def test_official_files_are_not_missed_where_packed_ones_serve(
+    invoke: Invoke, data_files: Callable[..., list[Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (packed,) = data_files("omniglot", "omniglot28.npz")
+    monkeypatch.setenv("METABILEVEL_DATA", str(tmp_path))
+    for folder in ("omniglot", "cifar"):
+        (tmp_path / folder).mkdir()
+    shutil.copy(packed, tmp_path / "omniglot")
+    for part in ("train_subset", "test"):
+        (tmp_path / "cifar" / f"cifar100_{part}.npz").touch()
+    status, out, _ = invoke("data", "list")
+    ready = {name: line for line in out.splitlines() for name in ("cifar10 ", "cifar100 ", "omniglot ") if name in line}
+    assert status == 0
+    assert ["no" in ready["cifar10 "], "packed part serves" in ready["cifar100 "]] == [True, True]
+    assert "yes" in ready["omniglot "]
+    status, out, _ = invoke("data", "fetch", "omniglot")
+    assert (status, out.count("missing: packed part serves")) == (0, 2)
+
+
 def test_run_directory(whole: Path):
     config, summary = (json.loads((whole / name).read_text()) for name in ("config.json", "summary.json"))
     assert config["method"]["options"]["learning_rate"] == 0.01

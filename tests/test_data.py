@@ -221,6 +221,19 @@ def test_status_looks_and_verify_reads(folder, closed):
     assert not checked.ready
 
 
+def test_a_packed_part_serves_where_it_alone_is_there(folder, closed):
+    part = replace(made_up(closed, ("part.bin",)), cache=None)
+    dataset = replace(made_up(closed), packed=part)
+    assert not data.status(dataset).packed_serves
+    put(folder, part_bin=CONTENT)
+    checked = data.verify(dataset)
+    assert (checked.ready, checked.packed_serves) == (False, True)
+    assert checked.packed is not None
+    assert [file.state for file in checked.packed.files] == ["verified"]
+    put(folder, one_bin=CONTENT)
+    assert (data.status(dataset).ready, data.status(dataset).packed_serves) == (True, False)
+
+
 def test_a_folder_that_cannot_be_written_is_named(folder, server):
     folder.parent.write_text("a file, where a folder is wanted")
     with pytest.raises(DataError, match=r"one\.bin cannot be written: Not a directory"):

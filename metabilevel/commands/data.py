@@ -14,6 +14,8 @@ from .group import Group
 from .interrupts import Interrupts
 from .output import json_option, note, show
 
+_SERVES = "packed part serves"
+
 
 @click.group("data", cls=Group)
 def command() -> None:
@@ -44,7 +46,8 @@ def listed(as_json: bool) -> None:
             continue
         status = store.status(dataset)
         documents.append({**about, "licence": dataset.licence, "citation": dataset.citation, **_document(status)})
-        table.add_row(entry.name, "yes" if status.ready else "no", dataset.licence, str(dataset.folder))
+        ready = "yes" if status.ready else _SERVES if status.packed_serves else "no"
+        table.add_row(entry.name, ready, dataset.licence, str(dataset.folder))
     show(as_json, {"data": documents}, table)
 
 
@@ -71,7 +74,7 @@ def verify(name: str | None, as_json: bool) -> None:
         found = [store.verify(dataset) for dataset in datasets]
     if problems := [file.problem for status in found for file in _files(status) if file.problem]:
         raise DataError(" ".join(problems))
-    if name is not None and not found[0].ready:
+    if name is not None and not (found[0].ready or found[0].packed_serves):
         raise DataError(f"{found[0].name} is not there. It is downloaded by: metabilevel data fetch {found[0].name}")
     show(as_json, {"data": [_document(status) for status in found]}, _table(found))
 
@@ -84,17 +87,22 @@ def _loaded(name: str) -> DataSet:
 
 
 def _files(status: Status) -> list[FileStatus]:
-    return [*status.files, *([status.cache] if status.cache else [])]
+    """All that there are or can be downloaded: a packed part that is not there can not."""
+    packed = [file for file in status.packed.files if file.state != "missing"] if status.packed else []
+    return [*status.files, *([status.cache] if status.cache else []), *packed]
 
 
 def _document(status: Status) -> dict[str, Any]:
     files = [{**asdict(file), "path": str(file.path)} for file in _files(status)]
-    return {"name": status.name, "ready": status.ready, "files": files}
+    return {"name": status.name, "ready": status.ready, "packed_serves": status.packed_serves, "files": files}
 
 
 def _table(found: list[Status]) -> Table:
     table = Table("data set", "state", "bytes", "file")
     for status in found:
+        served = status.ready or status.packed_serves
         for file in _files(status):
-            table.add_row(status.name, file.state, "" if file.size is None else f"{file.size:,}", str(file.path))
+            unneeded = served and file.state == "missing" and file in status.files
+            state = f"missing: {_SERVES}" if unneeded else file.state
+            table.add_row(status.name, state, "" if file.size is None else f"{file.size:,}", str(file.path))
     return table

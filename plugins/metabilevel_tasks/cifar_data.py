@@ -48,7 +48,7 @@ def photographs(classes: Literal[10, 100]) -> dict[str, np.ndarray]:
     **Raises:** `DataError`, as `data.load` does.
     """
     whole, packed = _SETS[classes]
-    return data.load(packed if data.status(packed).ready and not data.status(whole).ready else whole)
+    return data.load(packed if data.status(whole).packed_serves else whole)
 
 
 def unpickle(archive: tuple[Path, ...], layout: Layout) -> dict[str, np.ndarray]:
@@ -145,7 +145,7 @@ def _by_class(pictures: np.ndarray, labels: Sequence[int] | np.ndarray, classes:
 _CITATION = "Krizhevsky (2009), Learning Multiple Layers of Features from Tiny Images"
 
 
-def _whole(name: str, archive: str, md5: str, layout: Layout) -> data.DataSet:
+def _whole(name: str, archive: str, md5: str, layout: Layout, packed: data.DataSet) -> data.DataSet:
     file = data.RemoteFile(archive, f"https://www.cs.toronto.edu/~kriz/{archive}", f"md5:{md5}")
     return data.DataSet(
         name,
@@ -155,6 +155,7 @@ def _whole(name: str, archive: str, md5: str, layout: Layout) -> data.DataSet:
         cache=None,
         licence="none stated",
         citation=_CITATION,
+        packed=packed,
     )
 
 
@@ -171,30 +172,6 @@ def _packed(labels: str, classes: int, files: dict[str, str], sha256: dict[str, 
     )
 
 
-CIFAR10 = _whole(
-    "cifar10",
-    "cifar-10-python.tar.gz",
-    "c58f30108f718f92721af3b95e74349a",
-    Layout(
-        "CIFAR-10",
-        "cifar-10-batches-py",
-        b"labels",
-        10,
-        {"train": (tuple(f"data_batch_{i}" for i in range(1, 6)), 5000), "test": (("test_batch",), 1000)},
-    ),
-)
-CIFAR100 = _whole(
-    "cifar100",
-    "cifar-100-python.tar.gz",
-    "eb9058c3a382ffc7106e4002c42a8d85",
-    Layout(
-        "CIFAR-100",
-        "cifar-100-python",
-        b"fine_labels",
-        100,
-        {"train": (("train",), 500), "test": (("test",), 100)},
-    ),
-)
 PACKED10 = _packed(
     "label",
     10,
@@ -218,5 +195,31 @@ PACKED100 = _packed(
         "train": "aadaff6414a06428228c9ead0599f2a0cb590904336b9fbca98ac732f5829292",
         "test": "fb98a5141317ce73aa66f69c88c6022b70a368e4be824b5ff89000c3fcdff103",
     },
+)
+CIFAR10 = _whole(
+    "cifar10",
+    "cifar-10-python.tar.gz",
+    "c58f30108f718f92721af3b95e74349a",
+    Layout(
+        "CIFAR-10",
+        "cifar-10-batches-py",
+        b"labels",
+        10,
+        {"train": (tuple(f"data_batch_{i}" for i in range(1, 6)), 5000), "test": (("test_batch",), 1000)},
+    ),
+    PACKED10,
+)
+CIFAR100 = _whole(
+    "cifar100",
+    "cifar-100-python.tar.gz",
+    "eb9058c3a382ffc7106e4002c42a8d85",
+    Layout(
+        "CIFAR-100",
+        "cifar-100-python",
+        b"fine_labels",
+        100,
+        {"train": (("train",), 500), "test": (("test",), 100)},
+    ),
+    PACKED100,
 )
 _SETS = {10: (CIFAR10, PACKED10), 100: (CIFAR100, PACKED100)}
