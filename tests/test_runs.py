@@ -253,3 +253,11 @@ def test_curves(tmp_path: Path):
     with pytest.raises(InputError, match="nothing to draw"):
         curves(tmp_path / "empty.png", "Run", [{"step": 1}])
     assert not (tmp_path / "empty.png").exists()
+
+
+def test_failed_tasks_are_drawn_where_there_are_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    drawn = []
+    monkeypatch.setattr("metabilevel.plots.draw", lambda path, title, panels: drawn.append([p.title for p in panels]))
+    for failed in (0, 3):
+        curves(tmp_path, "Run", [{"step": 1, "loss": 2.0, "failed": 0}, {"step": 2, "loss": 1.0, "failed": failed}])
+    assert drawn == [["loss"], ["loss", "failed"]]
