@@ -213,7 +213,9 @@ class Nystrom(AbstractInverse):
         root = jnp.where(w > floor, jax.lax.rsqrt(jnp.maximum(w, floor)), 0)
         u, s, _ = jnp.linalg.svd((rows.T @ basis) * root, full_matrices=False)
         along = u.T @ system.b
-        v = u @ (along / (s**2 + self.damping)) + (system.b - u @ along) / self.damping
+        rest = system.b - u @ along
+        rest = rest - u @ (u.T @ rest)  # once more: rounding is about to be divided by the damping
+        v = u @ (along / (s**2 + self.damping)) + rest / self.damping
         result = Result.where(w.min() < -floor, Result.negative_curvature, _unless_broken(v, system.b))
         return v, jnp.array(min(self.rank, n), jnp.int32), result
 
@@ -244,35 +246,79 @@ class Lineax(AbstractInverse):
 
 
 class GMRES(AbstractInverse):
-    """At most `steps` iterations of GMRES (Saad & Schultz 1986), by lineax, for any nonsingular A; `restart` is the
-    number of vectors that are kept, of n entries each."""
+    """`steps` iterations of GMRES (Saad & Schultz 1986), not restarted, for any A: the v of least |b - A v| among the
+    combinations of b, A b, ..., A^(steps-1) b, in memory of steps + 1 vectors."""
 
     steps: int = eqx.field(static=True)
-    tolerance: float = eqx.field(static=True, default=1e-6)
-    restart: int = eqx.field(static=True, default=20)
 
     def __check_init__(self):
         count("steps", self.steps, 1)
 
     def __call__(self, system):
-        import lineax
+        _plain(self, system)
+        b, steps = system.b, min(self.steps, len(system.b))
+        size = jnp.linalg.norm(b)
+        floor = jnp.finfo(b.dtype).eps
 
-        return Lineax(lineax.GMRES(self.tolerance, self.tolerance, max_steps=self.steps, restart=self.restart))(system)
+        def arnoldi(basis, i):
+            w = system.matvec(basis[i])
+            before = jnp.linalg.norm(w)
+            h = basis @ w
+            w = w - basis.T @ h
+            again = basis @ w  # once more, against rounding
+            w = w - basis.T @ again
+            after = jnp.linalg.norm(w)
+            grows = after > floor * before  # else the space is complete, and what is left is noise
+            basis = basis.at[i + 1].set(jnp.where(grows, w / jnp.where(grows, after, 1), 0))
+            return basis, (h + again).at[i + 1].add(jnp.where(grows, after, 0))
+
+        basis = jnp.zeros((steps + 1, len(b)), b.dtype).at[0].set(b / jnp.where(size == 0, 1, size))
+        basis, columns = jax.lax.scan(arnoldi, basis, jnp.arange(steps))
+        wanted = jnp.zeros(steps + 1, b.dtype).at[0].set(size)
+        v = basis[:steps].T @ jnp.linalg.lstsq(columns.T, wanted)[0]
+        return v, jnp.array(steps, jnp.int32), _unless_broken(v, b)
 
 
 class BiCGSTAB(AbstractInverse):
-    """At most `steps` stabilised bi-conjugate gradients (van der Vorst 1992), by lineax, for any nonsingular A."""
+    """At most `steps` stabilised bi-conjugate gradients (van der Vorst 1992), for any nonsingular A.
+
+    They stop where |b - A v| <= tolerance |b|, or at rounding error; a vanishing denominator before that is
+    `Result.linear_breakdown`.
+    """
 
     steps: int = eqx.field(static=True)
-    tolerance: float = eqx.field(static=True, default=1e-6)
+    tolerance: float | Array = 0.0
 
     def __check_init__(self):
         count("steps", self.steps, 1)
 
     def __call__(self, system):
-        import lineax
+        _plain(self, system)
+        b, tiny = system.b, jnp.finfo(system.b.dtype).tiny
+        enough = jnp.maximum(self.tolerance, jnp.finfo(b.dtype).eps) * jnp.linalg.norm(b)
+        safe = lambda a: jnp.where(a == 0, 1, a)
 
-        return Lineax(lineax.BiCGStab(self.tolerance, self.tolerance, max_steps=self.steps))(system)
+        def go_on(state):
+            i, _, r, _, _, whole = state
+            return (i < self.steps) & whole & ~(jnp.linalg.norm(r) <= enough)  # a NaN goes on, and comes out
+
+        def step(state):
+            i, v, r, p, rho, _ = state
+            q = system.matvec(p)
+            alpha = rho / safe(b @ q)
+            s = r - alpha * q
+            t = system.matvec(s)
+            omega = (t @ s) / safe(t @ t)
+            v, r = v + alpha * p + omega * s, s - omega * t
+            last, rho = rho, b @ r
+            p = r + rho / safe(last) * alpha / safe(omega) * (p - omega * q)
+            whole = ~(jnp.abs(b @ q) <= tiny) & ~(jnp.abs(last) <= tiny)
+            return i + 1, v, r, p, rho, whole
+
+        start = (jnp.zeros((), jnp.int32), jnp.zeros_like(b), b, b, b @ b, jnp.array(True))
+        i, v, r, _, _, whole = jax.lax.while_loop(go_on, step, start)
+        solved = whole | (jnp.linalg.norm(r) <= enough)
+        return v, i, Result.where(solved, _unless_broken(v, b), Result.linear_breakdown)
 
 
 def lowest_eigenvalue(system: LinearSystem, iterations: int = 30) -> Array:

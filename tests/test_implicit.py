@@ -1,0 +1,417 @@
+"""Implicit hypergradients against closed forms, and what their certificates hold against them."""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import lineax
+import numpy as np
+import optax
+import pytest
+from problems import assert_close, directional, dot, like, quadratic
+
+import metabilevel as mb
+
+KEY = jax.random.key(0)
+EXACT = {
+    "cg": mb.ConjugateGradient(2000),
+    "normal-cg": mb.ConjugateGradient(20_000, normal=True),
+    "dense": mb.Dense(),
+    "nystrom": mb.Nystrom(100, 1e-9),
+    "gmres": mb.GMRES(200),
+    "bicgstab": mb.BiCGSTAB(2000),
+    "lineax": mb.Lineax(lineax.LU()),
+}
+# G = y^T A y / 2 - y^T C x, F = |y - t|^2 / 2 + |x|^2, from a start that the task holds
+QUADRATIC = mb.BilevelProblem(
+    init=lambda x, task, key: task["start"],
+    inner_loss=lambda x, y, task, key: y @ task["a"] @ y / 2 - y @ task["c"] @ x,
+    outer_loss=lambda x, y, task, key: jnp.sum((y - task["t"]) ** 2) / 2 + x @ x,
+)
+STAY = mb.GradientDescent(optax.sgd(0.0), 0)
+
+
+def spectrum(kappa: float, n: int, seed: int = 0):
+    """A task of QUADRATIC that starts at its solution, with a condition number; x, and its exact hypergradient."""
+    rng = np.random.default_rng(seed)
+    basis = np.linalg.qr(rng.normal(size=(n, n)))[0]
+    a = basis @ np.diag(np.geomspace(1, kappa, n)) @ basis.T
+    c, t, x = rng.normal(size=(n, 3)), rng.normal(size=n), rng.normal(size=3)
+    solved = np.linalg.solve(a, c @ x)
+    task = jax.tree.map(jnp.asarray, {"a": a, "c": c, "t": t, "start": solved})
+    return task, jnp.asarray(x), 2 * x + c.T @ np.linalg.solve(a, solved - t)
+
+
+@pytest.mark.parametrize("n", [1, 2, 100])
+@pytest.mark.parametrize("name", EXACT)
+def test_quadratics_have_their_closed_form(name, n, x64):
+    tolerance = 1e-5 if name == "nystrom" else 1e-6
+    for kappa in (1.0, 10.0, 1e4):
+        task, x, exact = spectrum(kappa, n)
+        found = mb.hypergradient(QUADRATIC, x, task, key=KEY, solver=STAY, adjoint=mb.Implicit(EXACT[name]))
+        np.testing.assert_allclose(found[1], exact, rtol=0, atol=tolerance * np.abs(exact).max())
+        assert found[2].certificate.result == mb.Result.success
+        assert found[2].certificate.linear_residual < tolerance
+
+
+@pytest.mark.parametrize("terms", [0, 1, 7, 40])
+@pytest.mark.parametrize("scale", [1.0, 0.3])
+def test_neumann_is_its_partial_sum(terms, scale, x64):
+    problem, a, t = quadratic(5)
+    x = jnp.arange(1.0, 6.0)
+    y = np.linalg.solve(a, x)
+    rest, v = y - t, np.zeros(5)
+    for _ in range(terms + 1):
+        v, rest = v + scale * rest, rest - scale * a @ rest
+    solver = mb.GradientDescent(optax.sgd(0.8), 500)
+    found = mb.hypergradient(problem, x, None, key=KEY, solver=solver, adjoint=mb.Implicit(mb.Neumann(terms, scale)))
+    np.testing.assert_allclose(found[1], v, rtol=1e-10)
+    np.testing.assert_allclose(found[2].certificate.linear_residual, np.linalg.norm(rest) / np.linalg.norm(y - t),
+                               rtol=1e-7, atol=1e-15)  # fmt: skip
+    if (terms, scale) == (0, 1.0):
+        identity = mb.hypergradient(problem, x, None, key=KEY, solver=solver, adjoint=mb.Implicit(mb.Identity()))
+        np.testing.assert_allclose(found[1], identity[1], rtol=1e-14)
+
+
+def test_neumann_estimates_its_scale(x64):
+    task, x, exact = spectrum(50.0, 20)
+    _, gradient, info = mb.hypergradient(
+        QUADRATIC, x, task, key=KEY, solver=STAY, adjoint=mb.Implicit(mb.Neumann(1500))
+    )
+    np.testing.assert_allclose(gradient, exact, rtol=1e-6)
+    assert info.certificate.result == mb.Result.success
+
+
+def test_unrolled_steps_from_the_optimum_are_a_neumann_series(x64):
+    task, x, _ = spectrum(5.0, 8)
+    rate, k = 0.2, 6
+    unrolled = mb.hypergradient(QUADRATIC, x, task, key=KEY, solver=mb.GradientDescent(optax.sgd(rate), k))[1]
+    series = mb.hypergradient(QUADRATIC, x, task, key=KEY, solver=STAY, adjoint=mb.Implicit(mb.Neumann(k - 1, rate)))[1]
+    np.testing.assert_allclose(unrolled, series, rtol=1e-10)
+
+
+def logistic(seed: int = 0):
+    """Logistic regression with a penalty exp(x_j) for every feature, judged on other examples."""
+    rng = np.random.default_rng(seed)
+    w = rng.normal(size=6)
+    inputs = jnp.asarray(rng.normal(size=(80, 6)))
+    labels = jnp.asarray((inputs @ w + rng.normal(size=80) > 0) * 2.0 - 1)
+    loss = lambda y, rows: jnp.mean(jax.nn.softplus(-labels[rows] * (inputs[rows] @ y)))
+    return mb.BilevelProblem(
+        init=lambda x, task, key: jnp.zeros(6),
+        inner_loss=lambda x, y, task, key: loss(y, slice(40)) + jnp.sum(jnp.exp(x) * y**2) / 2,
+        outer_loss=lambda x, y, task, key: loss(y, slice(40, 80)),
+    )
+
+
+def ridge(seed: int = 0):
+    """Least squares with a penalty exp(x_j) for every feature, judged on other examples."""
+    rng = np.random.default_rng(seed)
+    inputs, targets = jnp.asarray(rng.normal(size=(40, 6))), jnp.asarray(rng.normal(size=40))
+    loss = lambda y, rows: jnp.mean((inputs[rows] @ y - targets[rows]) ** 2) / 2
+    return mb.BilevelProblem(
+        init=lambda x, task, key: jnp.zeros(6),
+        inner_loss=lambda x, y, task, key: loss(y, slice(20)) + jnp.sum(jnp.exp(x) * y**2) / 2,
+        outer_loss=lambda x, y, task, key: loss(y, slice(20, 40)),
+    )
+
+
+def newton(problem, x):
+    """y(x), by Newton's method."""
+    gradient = lambda y: jax.grad(problem.inner_loss, 1)(x, y, None, KEY)
+    step = lambda _, y: y - jnp.linalg.solve(jax.jacobian(gradient)(y), gradient(y))
+    return jax.lax.fori_loop(0, 30, step, problem.init(x, None, KEY))
+
+
+@pytest.mark.parametrize("make", [logistic, ridge])
+@pytest.mark.parametrize("name", ["cg", "dense", "gmres"])
+def test_penalties_of_every_feature(make, name, x64):
+    problem, x = make(), jnp.linspace(-3.0, 0.0, 6)
+    y = newton(problem, x)
+    hessian, cross = (jax.jacobian(jax.grad(problem.inner_loss, 1), i)(x, y, None, KEY) for i in (1, 0))
+    exact = -cross.T @ jnp.linalg.solve(hessian, jax.grad(problem.outer_loss, 1)(x, y, None, KEY))
+    solver = mb.GradientDescent(optax.sgd(0.5), 3000)
+    gradient = mb.hypergradient(problem, x, None, key=KEY, solver=solver, adjoint=mb.Implicit(EXACT[name]))[1]
+    assert_close(gradient / jnp.abs(exact).max(), exact / jnp.abs(exact).max(), 1e-6)
+    v = like(x, KEY)
+    slope = directional(jax.jit(lambda x: problem.outer_loss(x, newton(problem, x), None, KEY)), x, v)
+    np.testing.assert_allclose(dot(gradient, v), slope, rtol=1e-6)
+
+
+@pytest.mark.parametrize("solver", ["projected", "jaxopt"])
+def test_a_constrained_minimum_has_its_fixed_points_derivative(solver, x64):
+    """Two coordinates are held at their bound, where y does not follow x."""
+    problem, a, t = quadratic(4)
+    x = jnp.array([0.2, 3.0, -0.1, 4.0])
+    solved = np.linalg.solve(a, x)
+    low, high = -10.0, np.sort(solved)[1] * 0.5 + np.sort(solved)[2] * 0.5
+    if solver == "projected":
+        solver = mb.ProjectedGradient(lambda y: jnp.clip(y, low, high), learning_rate=0.5, steps=2000)
+    else:
+        box = lambda y, bounds: jnp.clip(y, *bounds)
+        solver = mb.JaxoptSolver(
+            "ProjectedGradient", projection=box, maxiter=5000, tol=1e-12,
+            hyperparams=lambda x, task: {"hyperparams_proj": (low, high)},
+        )  # fmt: skip
+    _, gradient, info = mb.hypergradient(problem, x, None, key=KEY, solver=solver, adjoint=mb.Implicit(mb.Dense()))
+    y = info.inner
+    free = np.flatnonzero(np.asarray(y) < high - 1e-6)
+    assert 0 < len(free) < 4
+    exact = np.zeros(4)
+    exact[free] = np.linalg.solve(a[np.ix_(free, free)], (y - t)[free])
+    np.testing.assert_allclose(gradient, exact, atol=1e-6)
+    with pytest.raises(mb.InputError, match="GMRES"):
+        mb.hypergradient(problem, x, None, key=KEY, solver=solver, adjoint=mb.Implicit(mb.ConjugateGradient(9)))
+
+
+@pytest.mark.parametrize("middle", ["implicit", "unroll"])
+def test_three_levels(middle, x64):
+    """z = A^-1 y; the middle minimises y^T B y / 2 + |z|^2 / 2 - x^T (y + z); the top |y - c|^2 / 2 + |x|^2."""
+    n = 4
+    draw = lambda seed: quadratic(n, seed)[1]
+    a, b, c = draw(1), draw(2), np.random.default_rng(3).normal(size=n)
+    lowest = mb.BilevelProblem(
+        init=lambda xy, task, key: jnp.zeros(n),
+        inner_loss=lambda xy, z, task, key: z @ jnp.asarray(a) @ z / 2 - z @ xy[1],
+        outer_loss=lambda xy, z, task, key: xy[1] @ jnp.asarray(b) @ xy[1] / 2 + z @ z / 2 - xy[0] @ (z + xy[1]),
+    )
+    implicit, descent = mb.Implicit(mb.ConjugateGradient(50)), mb.GradientDescent(optax.sgd(0.8), 200)
+    value = mb.reduced(lowest, descent, implicit if middle == "implicit" else mb.Unroll())
+    top = mb.BilevelProblem(
+        init=lambda x, task, key: jnp.zeros(n),
+        inner_loss=lambda x, y, task, key: value((x, y), task, key),
+        outer_loss=lambda x, y, task, key: jnp.sum((y - c) ** 2) / 2 + x @ x,
+    )
+    x = jnp.asarray(np.random.default_rng(5).normal(size=n))
+    inverse = np.linalg.inv(a)
+    slope = np.linalg.solve(b + inverse @ inverse, inverse + np.eye(n))
+    solver = mb.GradientDescent(optax.sgd(0.2), 300)
+    gradient = mb.hypergradient(top, x, None, key=KEY, solver=solver, adjoint=implicit, strict=True)[1]
+    exact = 2 * x + slope.T @ (slope @ x - c)
+    np.testing.assert_allclose(gradient, exact, rtol=1e-6)
+
+
+def test_it_vmaps_over_tasks(x64):
+    problem, a, t = quadratic(4)
+    shifted = mb.BilevelProblem(
+        problem.init, lambda x, y, task, key: problem.inner_loss(x + task, y, None, key), problem.outer_loss
+    )
+    solver, x = mb.GradientDescent(optax.sgd(0.8), 200), jnp.ones(4)
+    estimator = mb.Nested(shifted, solver, mb.Implicit(mb.ConjugateGradient(9)))
+    tasks = jax.random.normal(KEY, (7, 4))
+    direction, _, info = estimator(x, tasks, None, KEY)
+    each = [np.linalg.solve(a, np.linalg.solve(a, x + task) - t) for task in tasks]
+    np.testing.assert_allclose(direction, np.mean(each, 0), rtol=1e-8)
+    assert info.certificate.iterations.shape == info.certificate.linear_residual.shape == (7,)
+    assert (info.certificate.result == mb.Result.success).all()
+
+
+def test_forward_mode_is_unrolling(x64):
+    problem, _, _ = quadratic(5)
+    x, solver = jnp.arange(5.0), mb.GradientDescent(optax.adam(0.1, eps_root=1e-12), 7)
+    found = [mb.hypergradient(problem, x, None, key=KEY, solver=solver, adjoint=a) for a in
+             (mb.Unroll(), mb.ForwardMode())]  # fmt: skip
+    np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-12)
+    np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-12)
+
+
+def test_second_moments_precondition(x64):
+    """Identity gives D^-1 b, a Neumann series is one in D^-1 A, and conjugate gradients end at A^-1 b all the same."""
+    problem, a, t = quadratic(6)
+    x, adam, steps = jnp.arange(1.0, 7.0), optax.adam(0.05, b2=0.9, eps_root=1e-12), 30
+    y, state = jnp.zeros(6), adam.init(jnp.zeros(6))
+    for _ in range(steps):
+        updates, state = adam.update(a @ y - x, state)
+        y = y + updates
+    diagonal = jnp.sqrt(state[0].nu / (1 - 0.9**steps)) + 1e-3
+    b, v, scale = y - t, 0, 0.1
+    rest = b / diagonal
+    for _ in range(4):
+        v, rest = v + scale * rest, rest - scale * (a @ rest) / diagonal
+    wanted = {mb.Identity(): b / diagonal, mb.Neumann(3, scale): v, mb.ConjugateGradient(9): np.linalg.solve(a, b)}
+    for inverse, exact in wanted.items():
+        adjoint = mb.Implicit(inverse, precondition=mb.SecondMoments(0.9, 1e-3), tolerance=np.inf)
+        found = mb.hypergradient(problem, x, None, key=KEY, solver=mb.GradientDescent(adam, steps), adjoint=adjoint)
+        np.testing.assert_allclose(found[1], exact, rtol=1e-8)
+
+
+@pytest.mark.parametrize(("kappa", "steps", "terms"), [(5.0, 10, 2), (100.0, 100, 5), (100.0, 30, 100)])
+def test_the_error_bound_holds(kappa, steps, terms, x64):
+    task, x, exact = spectrum(kappa, 12)
+    solver = mb.GradientDescent(optax.sgd(1 / kappa), steps)
+    for convexity in (1.0, "estimate"):
+        adjoint = mb.Implicit(mb.ConjugateGradient(terms), tolerance=np.inf, strong_convexity=convexity)
+        cold = {**task, "start": jnp.zeros(12)}
+        _, gradient, info = mb.hypergradient(QUADRATIC, x, cold, key=KEY, solver=solver, adjoint=adjoint)
+        error = np.linalg.norm(gradient - exact)
+        assert error <= info.certificate.error_bound <= 1000 * error
+
+
+def test_restarts_measure_the_spread_over_optima(x64):
+    """(y^2 - 1)^2 has two minima, y = 1 and y = -1, and F = x y has the derivative y."""
+    problem = mb.BilevelProblem(
+        init=lambda x, task, key: jax.random.normal(key),
+        inner_loss=lambda x, y, task, key: (y**2 - 1) ** 2,
+        outer_loss=lambda x, y, task, key: x * y,
+    )
+    solver, adjoint = mb.GradientDescent(optax.sgd(0.02), 1000), mb.Implicit(mb.ConjugateGradient(3))
+    _, gradient, info = mb.hypergradient(problem, 1.0, None, key=KEY, solver=solver, adjoint=adjoint, restarts=9)
+    np.testing.assert_allclose(jnp.abs(info.inner), 1, rtol=1e-8)
+    np.testing.assert_allclose(gradient, info.inner.mean(), rtol=1e-8)
+    np.testing.assert_allclose(info.certificate.spread, info.inner.std() / jnp.abs(info.inner.mean()), rtol=1e-6)
+    assert info.certificate.spread > 0.5
+
+
+def test_memory_does_not_grow_with_the_inner_steps():
+    def planned(steps, adjoint):
+        problem = mb.BilevelProblem(
+            init=lambda x, task, key: jnp.zeros(200),
+            inner_loss=lambda x, y, task, key: jnp.sum(jnp.exp(x) * y**2) + jnp.sum(jnp.cos(y - 1)),
+            outer_loss=lambda x, y, task, key: jnp.sum((y - 1) ** 2),
+        )
+        step = lambda x: adjoint.hypergradient(problem, mb.GradientDescent(optax.sgd(0.1), steps), x, None, KEY)[1]
+        return jax.jit(step).lower(jnp.zeros(200)).compile().memory_analysis().temp_size_in_bytes
+
+    implicit = mb.Implicit(mb.ConjugateGradient(5))
+    assert planned(64, implicit) <= 1.2 * planned(4, implicit)
+    assert planned(64, mb.Unroll()) > 4 * planned(4, mb.Unroll())
+
+
+class TestCertificate:
+    def complaint(self, match, problem, x, solver, adjoint, task=None):
+        with pytest.warns(mb.HypergradientWarning, match=match):
+            info = mb.hypergradient(problem, x, task, key=KEY, solver=solver, adjoint=adjoint)[2]
+        with pytest.raises(mb.ComputationError, match=match):
+            mb.hypergradient(problem, x, task, key=KEY, solver=solver, adjoint=adjoint, strict=True)
+        return info.certificate
+
+    def test_an_inner_solve_that_has_not_converged(self, x64):
+        problem, x = quadratic()[0], jnp.ones(4)
+        solver = mb.GradientDescent(optax.sgd(0.5), 3)
+        found = self.complaint("has not converged", problem, x, solver, mb.Implicit(mb.Dense()))
+        assert found.result == mb.Result.inner_not_stationary
+        residual = mb.hypergradient(problem, x, None, key=KEY, solver=solver)[2].certificate.inner_residual
+        np.testing.assert_allclose(found.inner_residual, residual)
+        assert found.distance > 1e-3
+
+    @pytest.mark.parametrize("scaled", [2.0, 2.05, 3.0, 1e3])
+    def test_a_neumann_series_that_diverges(self, scaled):
+        task, x, _ = spectrum(10.0, 6)
+        adjoint = mb.Implicit(mb.Neumann(60, scaled / 10.0), tolerance=np.inf)
+        found = self.complaint("series diverges", QUADRATIC, x, STAY, adjoint, task)
+        assert found.result == mb.Result.series_diverged
+
+    @pytest.mark.parametrize("inverse", [mb.ConjugateGradient(9), mb.Neumann(60), mb.Dense(), mb.Nystrom(4, 1e-3)])
+    def test_an_indefinite_hessian(self, inverse, x64):
+        problem = mb.BilevelProblem(
+            init=lambda x, task, key: x,
+            inner_loss=lambda x, y, task, key: jnp.sum(jnp.array([1.0, 2.0, 3.0, -0.5]) * (y - x) ** 2),
+            outer_loss=lambda x, y, task, key: jnp.sum((y - jnp.array([1.0, 1.0, 1.0, 9.0])) ** 2),
+        )
+        found = self.complaint("curves downwards", problem, jnp.ones(4), STAY, mb.Implicit(inverse))
+        assert found.result == mb.Result.negative_curvature
+
+    def test_a_singular_hessian(self, x64):
+        problem = mb.BilevelProblem(
+            init=lambda x, task, key: jnp.zeros(2),
+            inner_loss=lambda x, y, task, key: (y[0] - x) ** 2,
+            outer_loss=lambda x, y, task, key: jnp.sum((y - 1) ** 2) * x,
+        )
+        found = self.complaint("not solved", problem, 0.0, STAY, mb.Implicit(mb.Dense()))
+        assert found.result == mb.Result.linear_breakdown
+
+    @pytest.mark.parametrize("inverse", EXACT.values(), ids=EXACT)
+    def test_what_is_not_finite_comes_out(self, inverse, x64):
+        problem, _, _ = quadratic()
+        broken = mb.BilevelProblem(problem.init, problem.inner_loss, lambda x, y, task, key: jnp.sqrt(-y @ y - 1))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", mb.HypergradientWarning)
+            _, gradient, info = mb.hypergradient(
+                broken, jnp.ones(4), None, key=KEY, solver=mb.GradientDescent(optax.sgd(0.5), 99),
+                adjoint=mb.Implicit(inverse),
+            )  # fmt: skip
+        assert not jnp.isfinite(gradient).any()
+        assert info.certificate.result != mb.Result.success
+
+    def test_leaves_without_influence(self, x64):
+        problem = mb.BilevelProblem(
+            init=lambda x, task, key: x["start"],
+            inner_loss=lambda x, y, task, key: jnp.sum((y - x["target"]) ** 2),
+            outer_loss=lambda x, y, task, key: jnp.sum((y - 1) ** 2) + x["direct"] ** 2,
+        )
+        x = {"start": jnp.ones(3), "target": jnp.zeros(3), "direct": 1.0, "idle": jnp.ones(2)}
+        solver = mb.Descent(lambda x, i: 0.25 + 0 * x["idle"].sum(), steps=60)
+        found = lambda **given: mb.hypergradient(problem, x, None, key=KEY, solver=solver, **given)
+        implicit = mb.Implicit(mb.ConjugateGradient(5))
+        with pytest.warns(mb.HypergradientWarning, match=r"x\['idle'\], x\['start'\]: .*Unroll") as warned:
+            gradient = found(adjoint=implicit)[1]
+        assert len(warned) == 1
+        assert not gradient["start"].any()
+        assert gradient["target"].any()
+        with pytest.raises(mb.InputError, match=r"x\['idle'\], x\['start'\]"):
+            found(adjoint=implicit, strict=True)
+        assert found(adjoint=mb.Unroll(), strict=True)[1]["start"].any()
+
+    def test_an_outer_variable_that_the_outer_loss_never_sees(self):
+        problem, _, _ = quadratic()
+        solver = mb.GradientDescent(optax.sgd(0.5), 9)
+        unseen = mb.BilevelProblem(
+            problem.init, lambda x, y, *rest: problem.inner_loss(x["a"], y, *rest),
+            lambda x, y, *rest: problem.outer_loss(x["a"], y, *rest),
+        )  # fmt: skip
+        with pytest.warns(mb.HypergradientWarning, match=r"x\['b'\]: "):
+            mb.hypergradient(unseen, {"a": jnp.ones(4), "b": jnp.ones(2)}, None, key=KEY, solver=solver)
+
+    def test_solve_says_it_once(self, x64):
+        problem, _, _ = quadratic()
+        with pytest.warns(mb.HypergradientWarning, match="of 6 hypergradients") as warned:
+            found = mb.solve(
+                problem, jnp.ones(4), None, key=KEY, solver=mb.GradientDescent(optax.sgd(0.1), 1), steps=5,
+                adjoint=mb.Implicit(mb.ConjugateGradient(4)), optimizer=optax.sgd(0.1),
+            )  # fmt: skip
+        assert len(warned) == 1
+        assert found.result == mb.Result.inner_not_stationary
+        assert all(row["linear_residual"] < 1e-6 for row in found.history)
+
+
+def test_solve_converges_by_implicit_steps(x64):
+    problem, a, t = quadratic()
+    found = mb.solve(
+        problem, jnp.zeros(4), None, key=KEY, solver=mb.GradientDescent(optax.sgd(0.8), 60), steps=200,
+        adjoint=mb.Implicit(mb.ConjugateGradient(10)), optimizer=optax.sgd(0.3), strict=True,
+    )  # fmt: skip
+    np.testing.assert_allclose(found.x, a @ t, rtol=1e-6)
+    assert found.result == mb.Result.success
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: mb.ConjugateGradient(-1), "steps = -1"),
+        (lambda: mb.Neumann(-1), "terms = -1"),
+        (lambda: mb.Nystrom(0), "rank = 0"),
+        (lambda: mb.GMRES(0), "steps = 0"),
+        (lambda: mb.BiCGSTAB(0), "steps = 0"),
+        (lambda: mb.Implicit(mb.Dense(), strong_convexity="known"), "strong_convexity = 'known'"),
+        (lambda: mb.JaxoptSolver("LBFG"), "no solver 'LBFG'"),
+        (lambda: mb.JaxoptSolver("BacktrackingLineSearch"), "no optimality condition"),
+        (lambda: mb.JaxoptSolver("FixedPointIteration"), "does not minimise"),
+    ],
+)
+def test_wrong_arguments_are_refused(make, message):
+    with pytest.raises(mb.InputError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("inverse", [mb.Dense(), mb.Nystrom(2), mb.GMRES(5)])
+def test_a_preconditioner_that_nobody_would_use_is_refused(inverse):
+    problem, _, _ = quadratic()
+    adjoint = mb.Implicit(inverse, precondition=mb.SecondMoments())
+    with pytest.raises(mb.InputError, match="takes no preconditioner"):
+        mb.hypergradient(problem, jnp.ones(4), None, key=KEY, solver=mb.GradientDescent(optax.adam(0.1), 5),
+                         adjoint=adjoint)  # fmt: skip
+    with pytest.raises(mb.InputError, match="no second moments"):
+        mb.hypergradient(
+            problem, jnp.ones(4), None, key=KEY, solver=mb.GradientDescent(optax.sgd(0.1), 5),
+            adjoint=mb.Implicit(mb.Identity(), precondition=mb.SecondMoments()),
+        )  # fmt: skip
