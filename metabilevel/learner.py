@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 from .networks import AbstractNetwork
 from .problem import Inner, Key, Metrics, Scalar, Task
-from .tasks import Data
+from .tasks import Data, Inputs
 
 Loss: TypeAlias = Callable[[Array, Array], Scalar]
 
@@ -51,7 +51,7 @@ class Learner(eqx.Module):
         how = how if self.network.batch_statistics else "no batch statistics"
         return f"{how}; {self.note}" if self.note else how
 
-    def predict(self, params: Inner, inputs: Array) -> Array:
+    def predict(self, params: Inner, inputs: Inputs) -> Array:
         """Outputs [n, ...] of one batch."""
         return self.network.head(params["head"], self.network.body(params["body"], inputs))
 
@@ -64,12 +64,12 @@ class Learner(eqx.Module):
         features = self.features(params["body"], query.inputs, support.inputs)
         return self.judge(self.network.head(params["head"], features), query)
 
-    def features(self, body: Inner, query: Array, support: Array, key: Key | None = None) -> Array:
+    def features(self, body: Inner, query: Inputs, support: Inputs, key: Key | None = None) -> Array:
         """Features [n, d] of the inputs `query` under the learner's protocol; `key` as in `AbstractNetwork.body`."""
         if self.transductive or not self.network.batch_statistics:
             return self.network.body(body, query, key)
-        beside = lambda q: self.network.body(body, jnp.concatenate([support, q[None]]), key)[-1]
-        return jax.vmap(beside)(query)
+        append = lambda examples, one: jnp.concatenate([examples, one[None]])
+        return jax.vmap(lambda q: self.network.body(body, jax.tree.map(append, support, q), key)[-1])(query)
 
     def judge(self, outputs: Array, query: Data) -> tuple[Scalar, Metrics]:
         """The loss and metrics of given outputs."""

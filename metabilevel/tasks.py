@@ -7,17 +7,21 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from equinox import AbstractVar
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Int, PyTree
 
 from .problem import Key, Task
 
 Split: TypeAlias = Literal["train", "valid", "test"]
+Inputs: TypeAlias = PyTree[Array]
 
 
 class Data(NamedTuple):
-    """Examples `inputs` [n, ...] and their `targets` [n, ...] (integers for classes)."""
+    """Examples `inputs` [n, ...] and their `targets` [n, ...] (integers for classes).
 
-    inputs: Float[Array, "n ..."]
+    `inputs` may be a pytree of arrays [n, ...], for a network that takes one, such as one of sparse rows.
+    """
+
+    inputs: Inputs
     targets: Array
 
 

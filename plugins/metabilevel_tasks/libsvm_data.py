@@ -23,7 +23,7 @@ def examples() -> data.Arrays:
 
     **Raises:** `DataError`, as `data.load` does.
     """
-    return data.load(PACKED if data.status(PACKED).ready and not data.status(LIBSVM).ready else LIBSVM)
+    return data.load(PACKED if data.status(LIBSVM).packed_serves else LIBSVM)
 
 
 def read(files: tuple[Path, ...]) -> data.Arrays:
@@ -106,6 +106,23 @@ _SHA256 = {
     "ijcnn1_test_labels": "8e8e98c8a84f9ff00c4793d6d8ba4ed6517ad8183f8c198be28c3c6e1d020848",
 }
 
+PACKED = data.DataSet(
+    name="libsvm",
+    files=tuple(
+        data.RemoteFile(name, "", f"sha256:{sha256}")
+        for name, sha256 in {
+            "a9a.npz": "475c0daaf4129725bf591e9f8ac3f845ce4ce64eba1ba377823f9d4981e129bc",
+            "w8a.npz": "07cef5776aa4f52078f3217831d088dc886d84efd2c365a2d3331eac98dc947f",
+            "mushrooms.npz": "1678ce9c535b0ccd53d73473dd8a596ea2e067feb746d5c4eeafa0c958b24a3d",
+            "ijcnn1.npz": "33aa1f582866b6724525c05396fc4b0e4d20335c741eebcd654d77e6b6aa6c6e",
+        }.items()
+    ),
+    build=unpack,
+    sha256=_SHA256,
+    cache=None,
+    licence=_LICENCE,
+    citation=_CITATION,
+)
 LIBSVM = data.DataSet(
     name="libsvm",
     files=tuple(
@@ -125,21 +142,5 @@ LIBSVM = data.DataSet(
     cache="libsvm.npz",
     licence=_LICENCE,
     citation=_CITATION,
-)
-PACKED = data.DataSet(
-    name="libsvm",
-    files=tuple(
-        data.RemoteFile(name, "", f"sha256:{sha256}")
-        for name, sha256 in {
-            "a9a.npz": "475c0daaf4129725bf591e9f8ac3f845ce4ce64eba1ba377823f9d4981e129bc",
-            "w8a.npz": "07cef5776aa4f52078f3217831d088dc886d84efd2c365a2d3331eac98dc947f",
-            "mushrooms.npz": "1678ce9c535b0ccd53d73473dd8a596ea2e067feb746d5c4eeafa0c958b24a3d",
-            "ijcnn1.npz": "33aa1f582866b6724525c05396fc4b0e4d20335c741eebcd654d77e6b6aa6c6e",
-        }.items()
-    ),
-    build=unpack,
-    sha256=_SHA256,
-    cache=None,
-    licence=_LICENCE,
-    citation=_CITATION,
+    packed=PACKED,
 )
