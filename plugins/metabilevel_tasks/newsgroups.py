@@ -71,8 +71,8 @@ def newsgroups(
 
     The query is for validation, or for the test. 11,314 posts are for training and validation, 7,532 later ones for
     the test; headers, footers and quotes are not removed. A word that occurs c times in a post and in d of the 11,314
-    has the value (1 + log c) (1 + log(11315 / (1 + d))) there, and a post's values are divided by their Euclidean norm. So gradients are small, and learning rates of gradient
-    descent large: about 10.
+    has the value (1 + log c) (1 + log(11315 / (1 + d))) there, and a post's values are divided by their Euclidean
+    norm. So gradients are small, and learning rates of gradient descent large: about 30.
 
     **Arguments:**
 
