@@ -3,12 +3,11 @@
 import abc
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from equinox import AbstractClassVar
 from jax.flatten_util import ravel_pytree
 
 from .errors import InputError
@@ -23,7 +22,7 @@ class AbstractAdjoint(eqx.Module):
     `unseen` is a sentence for outer variables whose hypergradient is zero: what this adjoint does not see of them.
     """
 
-    unseen: AbstractClassVar[str]
+    unseen: ClassVar[str]
 
     @abc.abstractmethod
     def __call__(
@@ -50,7 +49,7 @@ class AbstractAdjoint(eqx.Module):
 class StopGradient(AbstractAdjoint):
     """y is a constant: only the direct term dF/dx is left (Reptile, stored heads)."""
 
-    unseen = "StopGradient sees what stands in the outer loss itself; Unroll() sees the inner solve too."
+    unseen: ClassVar[str] = "StopGradient sees what stands in the outer loss itself; Unroll() sees the inner solve too."
 
     def __call__(self, problem, solver, x, y0, task, key):
         return jax.lax.stop_gradient(solver.solve(problem, x, y0, task, key))
@@ -78,7 +77,9 @@ class Unroll(AbstractAdjoint):
     first_order: bool = eqx.field(static=True, default=False)
     checkpoint: Literal["step", "sqrt"] | int | None = eqx.field(static=True, default=None)
     mixed_mode: bool = eqx.field(static=True, default=False)
-    unseen = "Neither the inner solve nor the outer loss depends on it: leave it out, or look for a mistake in them."
+    unseen: ClassVar[str] = (
+        "Neither the inner solve nor the outer loss depends on it: leave it out, or look for a mistake in them."
+    )
 
     def __check_init__(self):
         allowed = self.checkpoint in (None, "step", "sqrt") or (
@@ -108,7 +109,7 @@ class ForwardMode(AbstractAdjoint):
     Inside another problem it leaves the mode to the derivative that is taken of that.
     """
 
-    unseen = Unroll.unseen
+    unseen: ClassVar[str] = Unroll.unseen
 
     def __call__(self, problem, solver, x, y0, task, key):
         return solver.solve(problem, x, y0, task, key)

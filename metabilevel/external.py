@@ -35,7 +35,7 @@ class JaxoptSolver(AbstractInnerSolver):
     """
 
     solver: Any
-    hyperparams: Callable[[Outer, Task], dict[str, Any]] = lambda x, task: {}
+    hyperparams: Callable[[Outer, Task], dict[str, Any]]
     options: dict[str, Any]
 
     def __init__(
@@ -103,7 +103,10 @@ class OptimistixSolver(AbstractInnerSolver):
     solver: Any
     max_steps: int = eqx.field(static=True, default=256)
     learning_rate: float = eqx.field(static=True, default=1.0)
-    symmetric = True
+
+    @property
+    def symmetric(self) -> bool:
+        return True
 
     def solve(self, problem, x, y0, task, key, grad=inner_gradient, scan=jax.lax.scan):
         import optimistix as optx

@@ -8,7 +8,7 @@ whatever the path to y: in memory that does not depend on it.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -64,7 +64,7 @@ class Implicit(AbstractAdjoint):
     precondition: Callable[[PyTree], PyTree] | None = None
     tolerance: float | Array = 1e-3
     strong_convexity: float | Array | str | None = None
-    unseen = (
+    unseen: ClassVar[str] = (
         "Implicit sees what stands in the inner residual or in the outer loss itself, which the start of the inner "
         "solve, step sizes and numbers of steps do not: Unroll() sees them."
     )

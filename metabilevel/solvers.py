@@ -8,7 +8,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from equinox import AbstractVar
 from jaxtyping import PyTree
 
 from .errors import count
@@ -26,12 +25,12 @@ def inner_gradient(problem: BilevelProblem, x: Outer, y: Inner, task: Task, key:
 
 
 class AbstractInnerSolver(eqx.Module):
-    """Gives y for one task, differentiably in `x` and `y0`.
+    """Gives y for one task, differentiably in `x` and `y0`."""
 
-    `symmetric` says whether the derivative of `residual` in y is known to be symmetric, as a Hessian is.
-    """
-
-    symmetric: AbstractVar[bool]
+    @property
+    @abc.abstractmethod
+    def symmetric(self) -> bool:
+        """Whether the derivative of `residual` in y is known to be symmetric, as a Hessian is."""
 
     @abc.abstractmethod
     def solve(
@@ -137,7 +136,10 @@ class GradientDescent(AbstractIterativeSolver):
     """
 
     transformation: optax.GradientTransformation
-    symmetric = True
+
+    @property
+    def symmetric(self) -> bool:
+        return True
 
     def __init__(
         self,
@@ -169,7 +171,10 @@ class Descent(AbstractIterativeSolver):
     """
 
     rate: Callable[[Outer, Any], PyTree]
-    symmetric = True
+
+    @property
+    def symmetric(self) -> bool:
+        return True
 
     def init(self, x, y):
         return jnp.zeros((), jnp.int32)
@@ -191,7 +196,10 @@ class ProjectedGradient(AbstractIterativeSolver):
 
     project: Callable[[Inner], Inner]
     learning_rate: float | jax.Array = eqx.field(kw_only=True)
-    symmetric = False
+
+    @property
+    def symmetric(self) -> bool:
+        return False
 
     def init(self, x, y):
         return None
@@ -212,7 +220,10 @@ class Trajectory(AbstractInnerSolver):
     """
 
     solver: AbstractIterativeSolver
-    symmetric = False
+
+    @property
+    def symmetric(self) -> bool:
+        return False
 
     def solve(self, problem, x, y0, task, key, grad=inner_gradient, scan=jax.lax.scan):
         start = (y0, self.solver.init(x, y0))

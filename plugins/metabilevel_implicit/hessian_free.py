@@ -23,7 +23,10 @@ class HessianFree(AbstractIterativeSolver):
     """
 
     iterations: int = eqx.field(static=True, default=5)
-    symmetric = True
+
+    @property
+    def symmetric(self) -> bool:
+        return True
 
     def init(self, x, y):
         return None

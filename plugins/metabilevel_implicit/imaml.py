@@ -109,7 +109,10 @@ class LatePull(AbstractIterativeSolver):
 
     learning_rate: float
     strength: float
-    symmetric = True
+
+    @property
+    def symmetric(self) -> bool:
+        return True
 
     def init(self, x, y):
         return jnp.zeros((), jnp.int32)
