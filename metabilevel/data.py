@@ -49,7 +49,7 @@ class DataSet:
 
     **Arguments:**
 
-    - `name`: on the command line, and of the folder.
+    - `name`: on the command line, and of the folder, which has underscores for hyphens.
     - `files`: what is downloaded.
     - `build(paths of the files) -> {name: array}`: raises `DataError` that names the file which it cannot read.
     - `sha256`: the `digest` of every array by its name. So what `build` gives can be checked, and a cache is right or
@@ -69,7 +69,7 @@ class DataSet:
 
     @property
     def folder(self) -> Path:
-        return data_folder() / self.name
+        return data_folder() / self.name.replace("-", "_")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import optax
 from jaxtyping import Array, PyTree
 
 from .errors import InputError, NonFiniteError, count
-from .info import Info, all_finite, finite_mean
+from .info import Info, Result, all_finite, finite_mean
 from .method import Method, in_chunks, scalars
 from .problem import Key, Outer, Task, canonical, check_problem
 from .progress import track
@@ -72,7 +72,9 @@ def fit(
     - `progress`: a bar on standard error; where that is a terminal if None.
 
     **Returns:** x, and the history: `step`, mean training `loss` and metrics since the row before, `failed` tasks,
-    `inner_residual` (root mean square over the tasks of one fresh batch), `seconds` since the start.
+    `inner_residual` (root mean square over the tasks of one fresh batch), `seconds` since the start; of implicit
+    hypergradients the `linear_residual` likewise, and `doubtful`, the fraction of that batch whose certificate has
+    another result than success.
 
     **Raises:** `InputError` for wrong arguments, before compilation; `NonFiniteError` under its policy.
     """
@@ -138,7 +140,7 @@ def train(
         if done == report:
             w = now.window
             row = {"step": done, **{k: float(v / w.counted) for k, v in w.sums.items()}, "failed": int(w.failed)}
-            row["inner_residual"] = float(_residual(method, tasks, meta_batch, now, key))
+            row |= {name: float(value) for name, value in _certified(method, tasks, meta_batch, now, key).items()}
             row["seconds"] = time.perf_counter() - begun
             now = eqx.tree_at(lambda s: s.window, now, _empty(w.sums))
         yield now, row
@@ -181,11 +183,18 @@ def _loop(
 
 
 @eqx.filter_jit
-def _residual(method: Method, tasks: TaskDistribution, meta_batch: int, state: TrainState, key: Key) -> Array:
-    """Root mean square over the next step's tasks of the inner residual; a report, hence not computed in the loop."""
+def _certified(
+    method: Method, tasks: TaskDistribution, meta_batch: int, state: TrainState, key: Key
+) -> dict[str, Array]:
+    """What the certificates of the next step's tasks say; a report, hence not computed in the loop."""
     batch, k = _batch(tasks, meta_batch, key, state.step)
-    residuals = method.estimator(state.x, batch, state.carry, k)[2].certificate.inner_residual
-    return jnp.sqrt(finite_mean(residuals**2, jnp.isfinite(residuals)))
+    certificate = method.estimator(state.x, batch, state.carry, k)[2].certificate
+    square = lambda a: jnp.sqrt(finite_mean(a**2, jnp.isfinite(a)))
+    said = {"inner_residual": square(certificate.inner_residual)}
+    if certificate.linear_residual is not None:
+        said["linear_residual"] = square(certificate.linear_residual)
+        said["doubtful"] = jnp.mean(certificate.result != Result.success, dtype=float)
+    return said
 
 
 def _batch(tasks: TaskDistribution, meta_batch: int, key: Key, step: Array) -> tuple[Task, Key]:

@@ -164,3 +164,13 @@ def test_a_metric_that_is_no_scalar_is_named(key):
     ):
         with pytest.raises(mb.InputError, match=r"'both' has the shape \(2,\)"):
             call()
+
+
+def test_a_history_says_what_implicit_certificates_say(key):
+    """One inner step a task is far from a solution, and sixty are not."""
+    tasks = mb.load_tasks("sinusoid")(shots=5)
+    for steps, doubtful in ((1, 1.0), (60, 0.0)):
+        method = mb.load_method("imaml")(tasks.subject, strength=50.0, learning_rate=0.003, steps=steps)
+        history = mb.fit(method, tasks, optax.sgd(1e-6), key=key, steps=1, meta_batch=3)[1]
+        assert history[-1]["doubtful"] == doubtful
+        assert 0 < history[-1]["linear_residual"] < 1

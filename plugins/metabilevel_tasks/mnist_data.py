@@ -62,7 +62,7 @@ MNIST = _data_set(
     "Proceedings of the IEEE 86(11), 2278-2324",
 )
 FASHION_MNIST = _data_set(
-    "fashion_mnist",
+    "fashion-mnist",
     "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",
     (
         "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
