@@ -1,0 +1,127 @@
+"""HOAG: hyperparameters by approximate gradients, whose errors fall on a schedule."""
+
+import dataclasses
+import warnings
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+
+import metabilevel as mb
+
+from .hyperparameters import Per, decays, penalty
+from .tuning import tuning
+
+SCHEDULES: dict[str, Callable[[Any], Any]] = {
+    "quadratic": lambda k: 0.1 * k**-2.0,
+    "cubic": lambda k: 0.1 * k**-3.0,
+    "exponential": lambda k: 0.1 * 0.9**k,
+}
+
+
+class Carry(NamedTuple):
+    """Where step k = 1, 2, ... left off: its number, step size, value, |x_{k+1} - x_k| and x_{k+1}; the first inner
+    residual; and the weights."""
+
+    k: Any
+    rate: Any
+    value: Any
+    moved: Any
+    x: Any
+    residual: Any
+    warm: Any
+
+
+class HOAG(mb.AbstractEstimator):
+    """Gradient descent on F by hypergradients with an error of about eps_k = `tolerance(k)`, in [-`bound`, `bound`].
+
+        |dG/dy| <= eps_k |dG/dy| at the start,     |F_y - A v| <= eps_k |F_y|,     x_{k+1} = clip(x_k - a_k g_k)
+
+    a_1 moves x by 1 (root mean square). Then the step size is 1.05 a if, with D = |x_k - x_{k-1}| and a = a_{k-1},
+
+        F_k <= F_{k-1} + eps_k + eps_{k-1} (1 + D) - D^2 / (2 a),
+
+    and a / 2 otherwise. The direction is x_k - x_{k+1}, to be followed by `optax.sgd(1.0)`: where x is not what the
+    last direction led to, a warning says so.
+
+    **Arguments:** `solve(tolerance)` gives an inner solver that stops at |dG/dy| <= tolerance; `iterations` of
+    conjugate gradients, at most.
+
+    **Raises:** `InputError` for more than one task.
+    """
+
+    problem: mb.BilevelProblem
+    solve: Callable[[Any], mb.AbstractInnerSolver]
+    tolerance: Callable[[Any], Any]
+    iterations: int = eqx.field(static=True, default=100)
+    bound: float = 12.0
+
+    def init(self, x, tasks, key):
+        (count,) = {len(a) for a in jax.tree.leaves(tasks)}
+        if count != 1:
+            raise mb.InputError(f"meta_batch = {count}: HOAG compares the values of one task, so 1 is wanted.")
+        task = jax.tree.map(lambda a: a[0], tasks)
+        z, y, k_solve = self.problem.begin(x, task, key)
+        residual = optax.tree.norm(self.solve(0.0).residual(self.problem, z, y, task, k_solve))
+        warm = self._inexact(0.0, residual).init(x, tasks, key)
+        return Carry(jnp.ones((), int), jnp.ones(()), jnp.array(jnp.inf), jnp.zeros(()), x, residual, warm)
+
+    def __call__(self, x, tasks, carry, key):
+        now, last = self.tolerance(carry.k), self.tolerance(carry.k - 1)
+        gradient, warm, info = self._inexact(now, carry.residual)(x, tasks, carry.warm, key)
+        size, entries = optax.tree.norm(gradient), sum(a.size for a in jax.tree.leaves(x))
+        promised = carry.value + now + last * (1 + carry.moved) - carry.moved**2 / (2 * carry.rate)
+        first = jnp.where(size > 0, jnp.sqrt(entries) / size, 1.0)
+        rate = jnp.where(carry.k == 1, first, carry.rate * jnp.where(info.loss[0] <= promised, 1.05, 0.5))
+        step = lambda a, g: a - jnp.clip(a - rate * g, -self.bound, self.bound)
+        direction = jax.tree.map(step, x, gradient)
+        there = jax.tree.map(jnp.subtract, x, direction)
+        strayed = optax.tree.norm(jax.tree.map(jnp.subtract, x, carry.x)) > 0
+        jax.lax.cond(strayed, lambda: jax.debug.callback(_warn), lambda: None)
+        moved = optax.tree.norm(direction)
+        return direction, Carry(carry.k + 1, rate, info.loss[0], moved, there, carry.residual, warm), info
+
+    def _inexact(self, tolerance: Any, residual: Any) -> mb.WarmStarted:
+        adjoint = mb.Implicit(mb.ConjugateGradient(self.iterations, tolerance=tolerance))
+        return mb.WarmStarted(self.problem, self.solve(tolerance * residual), adjoint, task_chunk=self.task_chunk)
+
+
+def _warn() -> None:
+    said = "HOAG chooses its own steps: follow them by --outer-optimizer sgd --outer-learning-rate 1 (optax.sgd(1.0))."
+    warnings.warn(said, stacklevel=2)
+
+
+def hoag(
+    learner: mb.Learner,
+    *,
+    per: Per = "leaf",
+    decay: float = 1e-3,
+    schedule: Literal["quadratic", "cubic", "exponential"] = "exponential",
+    steps: int = 1000,
+    iterations: int = 100,
+) -> mb.Method:
+    """HOAG (Pedregosa 2016, arXiv:1602.02355): weight decays by inexact hypergradients, with steps of its own.
+
+        minimise over x   loss of y(x) on the query set,   y(x) = argmin_y  loss on the support set + sum exp(x) y^2 / 2
+
+    L-BFGS, from where it stood, and conjugate gradients stop at a tolerance that falls with the outer step k. To be
+    run with `--meta-batch 1 --outer-optimizer sgd --outer-learning-rate 1`: the step sizes are the method's own.
+
+    **Arguments:**
+
+    - `per`: what has a decay of its own, the net, each of its arrays, or every weight.
+    - `decay`: at the start; positive.
+    - `schedule`: of the tolerance: quadratic is .1 / k^2, cubic .1 / k^3, exponential .1 * .9^k.
+    - `steps`: of L-BFGS, at most; at test it stops at a gradient of 1e-6.
+    - `iterations`: of conjugate gradients, at most.
+    """
+    inner_loss = lambda x, y, task: learner.fit(y, task.support) + penalty(x, y)
+    solve = lambda tolerance: mb.JaxoptSolver("LBFGS", maxiter=steps, tol=tolerance)
+    method = tuning(
+        learner, lambda key: decays(learner, per, decay, key), inner_loss,
+        solver=solve(1e-6), adjoint=mb.Unroll(), test_solver=solve(1e-6),
+    )  # fmt: skip
+    return dataclasses.replace(method, estimator=HOAG(method.problem, solve, SCHEDULES[schedule], iterations))
