@@ -12,6 +12,7 @@ NAMES = [
     "anil-freezing",
     "anil-omniglot",
     "bernacchia-negative-rates",
+    "imaml-error",
     "lecture-claims",
     "maml-omniglot",
     "maml-sinusoid",
