@@ -52,7 +52,7 @@ def data_files() -> Callable[..., list[Path]]:
     """
 
     def find(dataset: str, *names: str) -> list[Path]:
-        paths = [data_folder() / dataset / name for name in names]
+        paths = [data_folder() / dataset.replace("-", "_") / name for name in names]
         if not all(path.is_file() for path in paths):
             (pytest.fail if data_folder() == SHARED else pytest.skip)(f"data set absent: {dataset}")
         return paths

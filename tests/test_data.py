@@ -45,7 +45,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty data folder; and the loopback device is asked without a proxy."""
     monkeypatch.setenv("METABILEVEL_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    return tmp_path / "data" / "made-up"
+    return tmp_path / "data" / "made_up"
 
 
 @pytest.fixture
