@@ -5,7 +5,6 @@ import warnings
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
@@ -47,16 +46,16 @@ class HOAG(mb.AbstractEstimator):
     and a / 2 otherwise. The direction is x_k - x_{k+1}, to be followed by `optax.sgd(1.0)`: where x is not what the
     last direction led to, a warning says so.
 
-    **Arguments:** `solve(tolerance)` gives an inner solver that stops at |dG/dy| <= tolerance; `iterations` of
-    conjugate gradients, at most.
+    **Arguments:** `solve(tolerance)` gives an inner solver that stops at |dG/dy| <= tolerance; `estimate(solver, eps)`
+    the estimator of the hypergradient by that solver, whose linear system is solved to eps.
 
     **Raises:** `InputError` for more than one task.
     """
 
     problem: mb.BilevelProblem
     solve: Callable[[Any], mb.AbstractInnerSolver]
+    estimate: Callable[[mb.AbstractInnerSolver, Any], mb.AbstractEstimator]
     tolerance: Callable[[Any], Any]
-    iterations: int = eqx.field(static=True, default=100)
     bound: float = 12.0
 
     def init(self, x, tasks, key):
@@ -66,12 +65,12 @@ class HOAG(mb.AbstractEstimator):
         task = jax.tree.map(lambda a: a[0], tasks)
         z, y, k_solve = self.problem.begin(x, task, key)
         residual = optax.tree.norm(self.solve(0.0).residual(self.problem, z, y, task, k_solve))
-        warm = self._inexact(0.0, residual).init(x, tasks, key)
+        warm = self.estimate(self.solve(0.0), 0.0).init(x, tasks, key)
         return Carry(jnp.ones((), int), jnp.ones(()), jnp.array(jnp.inf), jnp.zeros(()), x, residual, warm)
 
     def __call__(self, x, tasks, carry, key):
         now, last = self.tolerance(carry.k), self.tolerance(carry.k - 1)
-        gradient, warm, info = self._inexact(now, carry.residual)(x, tasks, carry.warm, key)
+        gradient, warm, info = self.estimate(self.solve(now * carry.residual), now)(x, tasks, carry.warm, key)
         size, entries = optax.tree.norm(gradient), sum(a.size for a in jax.tree.leaves(x))
         promised = carry.value + now + last * (1 + carry.moved) - carry.moved**2 / (2 * carry.rate)
         first = jnp.where(size > 0, jnp.sqrt(entries) / size, 1.0)
@@ -81,12 +80,9 @@ class HOAG(mb.AbstractEstimator):
         there = jax.tree.map(jnp.subtract, x, direction)
         strayed = optax.tree.norm(jax.tree.map(jnp.subtract, x, carry.x)) > 0
         jax.lax.cond(strayed, lambda: jax.debug.callback(_warn), lambda: None)
+        value = jnp.where(info.finite[0], info.loss[0], carry.value)
         moved = optax.tree.norm(direction)
-        return direction, Carry(carry.k + 1, rate, info.loss[0], moved, there, carry.residual, warm), info
-
-    def _inexact(self, tolerance: Any, residual: Any) -> mb.WarmStarted:
-        adjoint = mb.Implicit(mb.ConjugateGradient(self.iterations, tolerance=tolerance))
-        return mb.WarmStarted(self.problem, self.solve(tolerance * residual), adjoint, task_chunk=self.task_chunk)
+        return direction, Carry(carry.k + 1, rate, value, moved, there, carry.residual, warm), info
 
 
 def _warn() -> None:
@@ -124,4 +120,6 @@ def hoag(
         learner, lambda key: decays(learner, per, decay, key), inner_loss,
         solver=solve(1e-6), adjoint=mb.Unroll(), test_solver=solve(1e-6),
     )  # fmt: skip
-    return dataclasses.replace(method, estimator=HOAG(method.problem, solve, SCHEDULES[schedule], iterations))
+    adjoint = lambda tolerance: mb.Implicit(mb.ConjugateGradient(iterations, tolerance=tolerance))
+    estimate = lambda solver, tolerance: mb.WarmStarted(method.problem, solver, adjoint(tolerance))
+    return dataclasses.replace(method, estimator=HOAG(method.problem, solve, estimate, SCHEDULES[schedule]))

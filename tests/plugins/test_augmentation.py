@@ -64,7 +64,7 @@ def test_it_has_more_than_a_hundred_thousand_weights_by_default(key):
 
 def test_it_takes_away_what_only_the_training_images_have(key):
     tasks = Brightened(added=2.0)
-    method = augmentation(LEARNER, channels=2, width=4, depth=1, batch=30, learning_rate=0.1, test_steps=100)
+    method = augmentation(LEARNER, channels=2, width=4, depth=1, batch=30, learning_rate=0.01, test_steps=100)
     x, _ = mb.fit(method, tasks, optax.adam(1e-2), key=key, steps=100, meta_batch=1, progress=False)
     task = tasks.sample(key, "test")
     before, after = (jax.jit(method.test)(a, task, key)["loss"] for a in (method.init(key), x))
