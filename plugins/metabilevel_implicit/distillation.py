@@ -45,8 +45,8 @@ def distillation(
     batch: int | None = None,
     warm_start: bool = False,
 ) -> Method:
-    """A few images from which a net learns what it learns from all (Maclaurin et al. 2015, arXiv:1502.03492, section
-    3.3; by the implicit function theorem Lorraine et al. 2020, arXiv:1911.02590):
+    """A few images from which a net learns what it learns from all (Maclaurin et al. 2015, arXiv:1502.03492; by the
+    implicit function theorem Lorraine et al. 2020, arXiv:1911.02590):
 
         minimise over x   loss of y(x) on the support set,   y(x) lowers   loss on the images x + decay |y|^2 / 2
 

@@ -41,7 +41,7 @@ def hypercleaning(
     test_steps: int = 500,
     warm_start: bool = True,
 ) -> Method:
-    """Data hyper-cleaning (Franceschi et al. 2017, arXiv:1703.01785, section 5.1): which labels are wrong?
+    """Data hyper-cleaning (Franceschi et al. 2017, arXiv:1703.01785): which labels are wrong?
 
         minimise over x   loss of y(x) on the query set,
         y(x) = argmin_y   mean over i of w_i loss(y, example i of the support set) + decay |y|^2 / 2

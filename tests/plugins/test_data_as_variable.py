@@ -57,6 +57,8 @@ EXACT = [
     ("hypercleaning", CLEANING | {"constraint": "l1-ball", "optimizer": "adam"}),
     ("reweighting", {"batch": None}),
     ("reweighting", {"batch": 7}),
+    ("learned-schedules", {"steps": 7, "batch": 5}),
+    ("learned-schedules", {"steps": 4, "batch": None, "learn": "all", "init_scale": 0.5}),
 ]
 
 
@@ -132,6 +134,17 @@ def test_three_points_are_distilled(tasks):
     assert x["inputs"].shape == (3, 2)
 
 
+def test_a_schedule_without_momentum_is_plain_descent(tasks):
+    method = mb.load_method("learned-schedules")(tasks.subject, learning_rate=0.2, momentum=1e-9, steps=3, batch=None)
+    x, task, key = method.init(jax.random.key(0)), tasks.sample(jax.random.key(1), "train"), jax.random.key(2)
+    start = method.problem.begin(x, task, key)[1]
+    expected = start
+    for _ in range(3):
+        slope = jax.grad(tasks.subject.fit)(expected, task.support)
+        expected = jax.tree.map(lambda a, g: a - 0.2 * g, expected, slope)
+    assert_close(method.adapt(x, task, key), expected, 1e-5)
+
+
 def test_reweighting_learns_that_a_large_loss_means_a_wrong_label(tasks):
     method = mb.load_method("reweighting")(tasks.subject, hidden=20)
     x, _ = mb.fit(method, tasks, optax.adam(0.01), key=jax.random.key(0), steps=400, meta_batch=1)
@@ -151,6 +164,10 @@ def test_reweighting_learns_that_a_large_loss_means_a_wrong_label(tasks):
         ("hypercleaning", {"examples": 5}, "examples = 5: the support set has 24"),
         ("hypercleaning", {"radius": 5.0}, "radius = 5.0"),
         ("hypercleaning", {"constraint": "l1-ball", "radius": -1.0}, "radius = -1.0"),
+        ("learned-schedules", {"momentum": 1.0}, "momentum = 1.0"),
+        ("learned-schedules", {"learning_rate": 0.0}, "learning_rate = 0.0"),
+        ("learned-schedules", {"init_scale": -1.0}, "init_scale = -1.0"),
+        ("learned-schedules", {"batch": 0}, "batch = 0"),
         ("reweighting", {"batch": 0}, "batch = 0"),
         ("reweighting", {"hidden": 0}, "widths = 0"),
     ],

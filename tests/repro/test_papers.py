@@ -12,8 +12,14 @@ NAMES = [
     "anil-freezing",
     "anil-omniglot",
     "bernacchia-negative-rates",
+    "franceschi-hypercleaning",
     "imaml-error",
     "lecture-claims",
+    "lorraine-distillation",
+    "lorraine-inverse",
+    "lorraine-overfit",
+    "maclaurin-distillation",
+    "maclaurin-schedules",
     "maml-omniglot",
     "maml-sinusoid",
     "metaoptnet-cifar-fs",
@@ -26,6 +32,7 @@ NAMES = [
 ]
 DATA = {
     "omniglot": ("omniglot28.npz", ("omniglot", "anil", "gradients", "lecture")),
+    "mnist": ("train-images-idx3-ubyte.gz", ("lorraine", "maclaurin", "hypercleaning")),
     "cifar": ("cifar100_test.npz", ("cifar", "union")),
 }
 RESULTS = Path(__file__).parents[2] / "paper_repro" / "results"
