@@ -86,7 +86,7 @@ def experiment(s: Settings, lab: Lab) -> Outcome:
     size = lambda g: jnp.linalg.norm(g, axis=1)
     measured, curves = {}, []
     for method in ("MAML", *CG):
-        way = {"cg_steps": CG[method]} if method in CG else {"adjoint": mb.Unroll()}
+        way: dict[str, Any] = {"cg_steps": CG[method]} if method in CG else {"adjoint": mb.Unroll()}
         errors = {steps: size(gradients(steps, **way) - exact) / size(exact) for steps in STEPS}
         found = {steps: interval(np.asarray(error)) for steps, error in errors.items()}
         measured |= {row(method, steps): value for steps, value in found.items()}
