@@ -72,7 +72,7 @@ def distillation(
     - `batch`: real images that judge an outer step, drawn with replacement; all of them if not given.
     - `warm_start`: whether the weights are kept from one outer step to the next.
 
-    **Raises:** `InputError` for a learned rate with implicit, or with another optimizer than sgd.
+    **Raises:** `InputError` for a learned rate with implicit, with another optimizer than sgd, or not positive.
     """
     errors.count("per_class", per_class, 1)
     if batch is not None:
@@ -81,6 +81,8 @@ def distillation(
         raise InputError("learn_rate: a minimum does not depend on the rate of the steps to it; take adjoint=unroll.")
     if learn_rate and optimizer != "sgd":
         raise InputError(f"learn_rate: only the rate of the optimizer 'sgd' is learned, not that of {optimizer!r}.")
+    if learn_rate and learning_rate <= 0:
+        raise InputError(f"learning_rate = {learning_rate}: its logarithm is learned, and it must be positive.")
     labels = jnp.repeat(jnp.arange(learner.network.outputs), per_class)
 
     def init(key: Any) -> Any:

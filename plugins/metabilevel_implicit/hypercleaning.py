@@ -47,7 +47,7 @@ def hypercleaning(
         y(x) = argmin_y   mean over i of w_i loss(y, example i of the support set) + decay |y|^2 / 2
 
     with w = sigmoid(x), or the projection of x onto {0 <= w <= 1, sum w <= radius}, whose own derivative is in the
-    hypergradient: a weight that has reached 0 or 1 stays. Where the family knows which labels are wrong
+    hypergradient: a weight at 0 or 1 has none. Where the family knows which labels are wrong
     (`Episode.truth["corrupted"]`), the metrics say how well they are found, a small weight taken for a finding:
     `precision` of the found are wrong, `recall` of the wrong are found, `f1` is their harmonic mean; 0 for 0 / 0.
 

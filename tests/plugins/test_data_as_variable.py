@@ -158,6 +158,7 @@ def test_reweighting_learns_that_a_large_loss_means_a_wrong_label(tasks):
     [
         ("distillation", {"learn_rate": True, "adjoint": "implicit"}, "a minimum does not depend on the rate"),
         ("distillation", {"learn_rate": True, "optimizer": "adam"}, "only the rate of the optimizer 'sgd'"),
+        ("distillation", {"learn_rate": True, "learning_rate": -0.1}, "its logarithm is learned"),
         ("distillation", {"per_class": 0}, "per_class = 0"),
         ("distillation", {"batch": 0}, "batch = 0"),
         ("hypercleaning", {"examples": 0}, "examples = 0"),
