@@ -27,15 +27,17 @@ class Settings:
 
 
 def row(problem: str, method: str, which: str) -> str:
-    """The name of a row: `which` is the last number of iterations, or the line through all from 8 on."""
+    """The name of a row: the error after the last number of iterations, how many powers of ten it is above that of
+    `CG` with the same hyperparameters, or how well a line fits."""
     return f"{problem}, {method}, {which}"
 
 
-LAST, LINE = "log10 of the error at the last t", "R^2 of log error against t from 8 on"
+LAST, WORSE = "log10 error at the last t", "log10 of its error / AID-CG's"
+LINE = "R^2 of log error against t >= 8"
 CLAIMS = (
     *[
         Claim(f"At equal numbers of iterations, conjugate gradients have a smaller error than {other}: {problem}.",
-              "abstract and section 4", (row(problem, CG, LAST), row(problem, other, LAST)))
+              "abstract and section 4", (0.0, row(problem, other, WORSE)))
         for problem in PROBLEMS for other in (FP, ITD)
     ],
     *[
@@ -60,6 +62,8 @@ def experiment(s: Settings, lab: Lab) -> Outcome:
             for method, errors in found.items():
                 logs = np.log10(errors)
                 measured[row(name, method, LAST)] = interval(logs[-1])
+                if method != CG:
+                    measured[row(name, method, WORSE)] = interval(logs[-1] - np.log10(found[CG][-1]))
                 line = np.corrcoef(np.array(s.iterations)[late], logs.mean(1)[late])[0, 1] ** 2
                 measured[row(name, method, LINE)] = float(line)
             curves = [Curve(method, s.iterations, 10 ** np.log10(e).mean(1)) for method, e in found.items()]
@@ -87,10 +91,11 @@ def _problems(s: Settings, lab: Lab) -> Iterator[tuple[str, mb.Learner, mb.Episo
     for name in s.problems:
         match name:
             case "ridge regression":
-                yield name, mb.regression(_linear(s.features, 1)), mb.Episode(*(mb.Data(*points(k)) for k in keys))
+                support, query = (mb.Data(*points(k)) for k in keys)
+                yield name, mb.regression(_linear(s.features, 1)), mb.Episode(support, query)
             case "logistic regression":
-                labelled = [(inputs, (outputs[:, 0] > 0).astype(int)) for inputs, outputs in map(points, keys)]
-                yield name, mb.classification(_linear(s.features, 2)), mb.Episode(*(mb.Data(*d) for d in labelled))
+                support, query = (mb.Data(x, (y[:, 0] > 0).astype(int)) for x, y in map(points, keys))
+                yield name, mb.classification(_linear(s.features, 2)), mb.Episode(support, query)
             case _:
                 news = mb.load_tasks("newsgroups")(words=s.words, train=s.posts, valid=s.posts, seed=lab.seed)
                 yield name, news.subject, news.sample(lab.key(3), "valid")

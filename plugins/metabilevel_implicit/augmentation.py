@@ -70,7 +70,7 @@ def augmentation(
     test_steps: int = 1000,
     warm_start: bool = True,
 ) -> mb.Method:
-    """A learned data augmentation (Lorraine, Vicol & Duvenaud 2020, arXiv:1911.02590, section 5.4):
+    """A learned data augmentation (Lorraine, Vicol & Duvenaud 2020, arXiv:1911.02590):
 
         minimise over x   loss of y(x) on the query set,
         y(x) = argmin_y   E_noise loss on U-Net(x, support images, noise) + decay |y|^2 / 2

@@ -13,8 +13,13 @@ NAMES = [
     "anil-omniglot",
     "bernacchia-negative-rates",
     "franceschi-hypercleaning",
+    "grazzi-comparison",
+    "hoag-newsgroups",
     "imaml-error",
+    "imaml-memory",
+    "imaml-omniglot",
     "lecture-claims",
+    "lorraine-augmentation",
     "lorraine-distillation",
     "lorraine-inverse",
     "lorraine-overfit",
@@ -33,7 +38,8 @@ NAMES = [
 DATA = {
     "omniglot": ("omniglot28.npz", ("omniglot", "anil", "gradients", "lecture")),
     "mnist": ("train-images-idx3-ubyte.gz", ("lorraine", "maclaurin", "hypercleaning")),
-    "cifar": ("cifar100_test.npz", ("cifar", "union")),
+    "cifar": ("cifar100_test.npz", ("cifar", "union", "augmentation")),
+    "newsgroups": ("news20_counts.npz", ("newsgroups",)),
 }
 RESULTS = Path(__file__).parents[2] / "paper_repro" / "results"
 SCALES = ("smoke", "small", "full")
