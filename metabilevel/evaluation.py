@@ -16,6 +16,7 @@ from .problem import Key, Metrics, canonical
 from .progress import bar
 from .tasks import Split, TaskDistribution
 
+EPISODES = 600  # of an evaluation, where nothing else is asked for
 BLOCK = 50  # episodes in one compiled call: short enough to show progress and to be interrupted
 
 
@@ -29,7 +30,7 @@ class Interval(NamedTuple):
     def __str__(self) -> str:
         """Both with as many decimals as two digits of the half width take; four digits of the mean where it has none.
 
-        What is very large or very small is written with one power of ten for both.
+        Of one episode the mean alone. What is very large or very small is written with one power of ten for both.
         """
         size = max((abs(value) for value in self[:2] if math.isfinite(value)), default=0.0)
         power = max(-300, math.floor(math.log10(size))) if size else 0  # of ten; below, it is itself zero
@@ -37,7 +38,7 @@ class Interval(NamedTuple):
         mean, half = self.mean / scale, self.ci95 / scale
         width = next((value for value in (half, abs(mean) / 100) if 0 < value < math.inf), 0.1)
         decimals = min(6, max(0, 1 - math.floor(math.log10(width))))
-        text = f"{mean:.{decimals}f} ± {half:.{decimals}f}"
+        text = f"{mean:.{decimals}f}" if self.episodes == 1 else f"{mean:.{decimals}f} ± {half:.{decimals}f}"
         return text if scale == 1 else f"({text})e{power:+03d}"
 
 
@@ -49,6 +50,11 @@ def interval(values: np.ndarray) -> Interval:
     return Interval(float(np.mean(values)), 1.96 * deviation / n**0.5, n)
 
 
+def usual_episodes(tasks: TaskDistribution) -> int:
+    """As many as a judgement takes where nothing is said."""
+    return 1 if tasks.single else EPISODES
+
+
 def evaluate(
     method: Method,
     x: PyTree,
@@ -56,14 +62,15 @@ def evaluate(
     *,
     key: Key,
     split: str = "test",
-    episodes: int = 600,
+    episodes: int | None = None,
     steps: Sequence[int] | None = None,
     task_chunk: int | None = None,
     progress: bool | None = None,
 ) -> dict[int | None, dict[str, Interval]]:
     """Adapts to `episodes` fresh tasks of `split` and judges each after each number of inner `steps`.
 
-    **Arguments:** `steps` are numbers of inner steps, in any order; None takes the method as it is.
+    **Arguments:** `episodes` are 600 if None, or one where every draw is the same task. `steps` are numbers of inner
+    steps, in any order; None takes the method as it is.
 
     **Returns:** for each number of steps (None where none was given) the interval of the loss and of each metric.
     The same episodes serve all of them. An episode that is not finite makes the mean so.
@@ -72,7 +79,7 @@ def evaluate(
     """
     if split not in get_args(Split):
         raise InputError(f"split = {split!r}: one of {', '.join(get_args(Split))} is wanted.")
-    count("episodes", episodes, 1)
+    episodes = usual_episodes(tasks) if episodes is None else count("episodes", episodes, 1)
     wanted = None if steps is None else sorted({count("steps", each, 0) for each in steps})
     if wanted == []:
         raise InputError("steps = []: numbers of inner steps are wanted.")

@@ -25,7 +25,16 @@ Scalar: TypeAlias = Float[Array, ""]
 Metrics: TypeAlias = dict[str, Array]
 
 
-RESERVED = ("step", "loss", "failed", "inner_residual", "linear_residual", "doubtful", "seconds")  # what a report says beside the metrics
+# what a report says beside the metrics
+RESERVED = (
+    "step",
+    "loss",
+    "failed",
+    "inner_residual",
+    "linear_residual",
+    "doubtful",
+    "seconds",
+)
 
 
 class BilevelProblem(eqx.Module):

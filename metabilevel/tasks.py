@@ -1,7 +1,7 @@
 """Tasks: what is drawn anew for every inner problem."""
 
 import abc
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 import equinox as eqx
 import jax
@@ -41,9 +41,11 @@ class Episode(NamedTuple):
 class TaskDistribution(eqx.Module):
     """A family of tasks. Its data sets are array fields, so that they are arguments of compiled code, not constants.
 
-    `subject` is what a method is built on: a `Learner` for supervised tasks.
+    `subject` is what a method is built on: a `Learner` for supervised tasks. `single` says that every draw is the same
+    task, as a data set is for hyperparameter optimisation: one is then enough.
     """
 
+    single: ClassVar[bool] = False
     subject: AbstractVar[Any]
 
     @abc.abstractmethod

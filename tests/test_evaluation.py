@@ -1,5 +1,7 @@
 """Scores on fresh tasks, with intervals."""
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -83,3 +85,18 @@ def test_a_solver_without_steps_cannot_be_asked_for_them(key):
     assert mb.evaluate(method, {}, tasks, key=key, episodes=5)[None]["loss"].mean < 1e-10
     with pytest.raises(mb.InputError, match="ClosedForm takes no steps"):
         mb.evaluate(method, {}, tasks, key=key, episodes=5, steps=[1])
+
+
+def test_where_every_draw_is_one_task_it_is_judged_once(key):
+    class One(mb.TaskDistribution):
+        single: ClassVar[bool] = True
+        subject: mb.Learner
+
+        def sample(self, key, split):
+            return jax.tree.map(jnp.ones_like, sinusoids.sample(key, split))
+
+    sinusoids = mb.load_tasks("sinusoid")(shots=2)
+    method = mb.load_method("union")(sinusoids.subject)
+    found = mb.evaluate(method, method.init(key), One(sinusoids.subject), key=key)[None]["loss"]
+    assert found.episodes == 1
+    assert "±" not in str(found)

@@ -11,7 +11,7 @@ import jax
 import optax
 
 from ..errors import ComputationError, InputError, NonFiniteError, PluginError, RunError
-from ..evaluation import as_rows, evaluate
+from ..evaluation import as_rows, evaluate, usual_episodes
 from ..learner import Learner
 from ..method import Method
 from ..problem import Key, Outer
@@ -34,7 +34,6 @@ OPTIMIZERS: dict[str, Callable[[float], optax.GradientTransformation]] = {
     "rmsprop": optax.rmsprop,
     "sgd": optax.sgd,
 }
-EPISODES = 600  # of a judgement, where nothing else is asked for
 JUDGED = 2**32 - 2  # what is folded into a judgement's key, where step i of the training folds in i
 SAVING = 0.05  # the share of the time that goes to checkpoints, at most
 
@@ -165,7 +164,7 @@ class Experiment:
         *,
         seed: int,
         split: Split = "test",
-        episodes: int = EPISODES,
+        episodes: int | None = None,
         steps: Sequence[int] | None = None,
         task_chunk: int | None = None,
         progress: bool | None = None,
@@ -174,6 +173,7 @@ class Experiment:
 
         `steps` None means none and the method's own number of inner steps, where its solver takes steps.
         """
+        episodes = episodes or usual_episodes(self.tasks)
         solver = self.method.solver
         if steps is None and isinstance(solver, AbstractIterativeSolver):
             steps = [0, solver.steps]

@@ -23,7 +23,8 @@ class Judgement:
 
     def table(self, title: str) -> Table:
         """A row for each number of inner steps, a column for each metric, and the protocol beside them."""
-        caption = f"means and 95% confidence intervals over {self.episodes} {self.split} episodes, at step {self.step}"
+        over = f"means and 95% confidence intervals over {self.episodes} {self.split} episodes"
+        caption = f"{f'one {self.split} episode' if self.episodes == 1 else over}, at step {self.step}"
         table = Table(title=title, caption=caption)
         cells = {
             (row["steps"], row["metric"]): Interval(row["mean"], row["ci95"], row["episodes"]) for row in self.rows

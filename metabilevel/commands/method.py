@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from ..registry import TASKS, Entry, load_method, load_tasks
 from ..schema import Option, configure, options
 from ..storage.config import Config, Environment, Plugin
 from ..storage.runs import Run, require_unused
-from .experiment import EPISODES, OPTIMIZERS, Experiment
+from .experiment import OPTIMIZERS, Experiment
 from .interrupts import Interrupted, Interrupts
 from .judgement import Judgement
 from .output import json_option, note, show
@@ -28,11 +28,16 @@ from .types import Assignment, Count, Folder, PluginName, PluginValue, Positive
 
 OWN = "method_"  # begins the names of the parameters that are the method's
 PICTURE = "curves.png"
+META_BATCH = 25
 COMMON = [
     click.Option(["--tasks"], type=PluginName(TASKS), required=True, is_eager=True, help="The task family."),
     click.Option(["--task-option"], type=Assignment(), multiple=True, help="An option of the tasks; repeatable."),
     click.Option(["--steps"], type=Count(1, 2**31 - 1), default=1000, show_default=True, help="Outer steps."),
-    click.Option(["--meta-batch"], type=Count(1), default=25, show_default=True, help="Tasks of an outer step."),
+    click.Option(
+        ["--meta-batch"],
+        type=Count(1),
+        help=f"Tasks of an outer step. [default: {META_BATCH}, or 1 where there is but one]",
+    ),
     click.Option(["--outer-optimizer"], type=click.Choice(list(OPTIMIZERS)), default="adam", show_default=True),
     click.Option(["--outer-learning-rate"], type=Positive(), default=0.001, show_default=True),
     click.Option(["--seed"], type=Count(0, 2**32 - 1), default=0, show_default=True, help="Of all randomness."),
@@ -122,6 +127,9 @@ def _run(
     with Interrupts() as interrupts:
         config = _config(entry, tasks, dict(task_option), given)
         experiment = Experiment.build(config)
+        if given["meta_batch"] is None and experiment.tasks.single:
+            config = replace(config, meta_batch=1)
+            experiment = replace(experiment, config=config)
         with _blaming("--resume" if resume else "--out"):
             opened = Run.resume(out, config) if resume else Run.create(out, config)
         with opened as run:
@@ -159,7 +167,7 @@ def _config(entry: Entry, tasks: Entry, task_options: Mapping[str, str], given: 
         tasks=Plugin(tasks.name, tasks.distribution, tasks.version, of_tasks),
         seed=given["seed"],
         steps=given["steps"],
-        meta_batch=given["meta_batch"],
+        meta_batch=given["meta_batch"] or META_BATCH,
         optimizer=given["outer_optimizer"],
         learning_rate=given["outer_learning_rate"],
         options={name: given[name] for name in ("every", "on_nonfinite", "task_chunk")},
@@ -173,7 +181,7 @@ def _finish(run: Run, experiment: Experiment, interrupts: Interrupts, progress: 
     state = experiment.train(run, interrupts, progress=progress)
     seconds = time.perf_counter() - begun
     step, rows = int(state.step), run.metrics()
-    judgement = experiment.judge(state.x, step, seed=run.config.seed, episodes=EPISODES, progress=progress)
+    judgement = experiment.judge(state.x, step, seed=run.config.seed, progress=progress)
     curves(run.path / PICTURE, _title(run.config), rows)
     summary = {"step": step, "seconds": seconds, "metrics": rows[-1], "evaluation": asdict(judgement)}
     run.finish(summary)

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ class HeldOut(TaskDistribution):
     labels are wrong.
     """
 
+    single: ClassVar[bool] = True
     subject: Learner
     train: Data
     valid: Data
