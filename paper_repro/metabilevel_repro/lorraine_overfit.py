@@ -54,7 +54,7 @@ CLAIMS = (
         for name in ("Neumann-20", "CG-20")
     ],
     *[
-        Claim(f"{better} brings the decays further in an outer step than {worse}.", PLACE, (0.0, rise(worse, better)))
+        Claim(f"{better} fits the validation set faster than {worse}.", PLACE, (0.0, rise(worse, better)))
         for worse, better in pairwise(BETTER)
     ],
 )  # fmt: skip
@@ -96,13 +96,12 @@ def experiment(s: Settings, lab: Lab) -> Outcome:
         if (valid == 1).any(1).all():
             measured[f"outer steps to 100%, {name}"] = interval(1.0 + (valid == 1).argmax(1))
         for part, found in {"validation": valid, "test": test}.items():
-            rows = [percent(interval(a)) for a in found.T[s.every - 1 :: s.every]]
             steps = list(range(s.every, s.outer_steps + 1, s.every))
-            curves[part].append(Curve(name, steps, [i.mean for i in rows], [i.ci95 for i in rows]))
+            curves[part].append(Curve(name, steps, [100 * float(a.mean()) for a in found.T[s.every - 1 :: s.every]]))
     for pair in pairwise(BETTER):
         if set(pair) <= set(early):
             measured[rise(*pair)] = percent(interval(early[pair[1]] - early[pair[0]]))
-    panel = lambda part: Panel(f"{part} accuracy", "outer steps", "accuracy (%)", curves[part], within=(0, 100))
+    panel = lambda part: Panel(f"{part} accuracy", "outer steps", "accuracy (%)", curves[part], log="x")
     return Outcome(measured, [panel(part) for part in curves])
 
 
