@@ -52,19 +52,21 @@ def imaml(
     - `steps`: of the inner solver, from x.
     - `cg_steps`: conjugate gradients on the linear system; 0 takes H for 0, so that the hypergradient is the query
       gradient at y, as in first-order MAML (in the authors' code 1 does so, too).
-    - `damping`: added to the diagonal of I + H / strength; 0 for the text and 1 for the code, if not given.
+    - `damping`: added to the diagonal of I + H / strength, with `cg_steps` above 0; 0 for the text and 1 for the code,
+      if not given.
     - `variant`: what the paper says, or what the authors' code does: steps on the support loss alone and one step on
       the pull alone, and (1 + damping) v + H v / (strength + 10) = d(query loss)/dy.
     - `test_steps`: of the inner solver at test; as in training if none.
     - `test_strength`: of the pull at test; as in training if none, and 0 in the authors' evaluation.
 
-    **Raises:** `InputError` for a `strength` that is not positive, a negative `test_strength`, the code's Hessian-free
-    solver, which was not released, or tasks that have other ways at test than in training.
+    **Raises:** `InputError` for a `strength` that is not positive, a negative `damping` or `test_strength`, the code's
+    Hessian-free solver, which was not released, or tasks that have other ways at test than in training.
     """
     if not strength > 0:
         raise InputError(f"strength = {strength}: a positive number is wanted, or nothing depends on x.")
-    if test_strength is not None and not test_strength >= 0:
-        raise InputError(f"test_strength = {test_strength}: 0 or more is wanted.")
+    for name, value in {"damping": damping, "test_strength": test_strength}.items():
+        if value is not None and not value >= 0:
+            raise InputError(f"{name} = {value}: 0 or more is wanted.")
     if (inner, variant) == ("hessian-free", "code"):
         raise InputError("variant = 'code': the authors' code has gradient descent only; take inner = 'gd'.")
     if learner.ways is not None and learner.ways[0] != learner.ways[1]:

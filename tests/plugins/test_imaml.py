@@ -171,6 +171,7 @@ def test_a_test_has_its_own_strength_and_steps(x64):
     [
         ({"strength": 0.0}, "strength = 0"),
         ({"test_strength": -1.0}, "test_strength = -1"),
+        ({"damping": -1.0}, "damping = -1"),
         ({"inner": "hessian-free", "variant": "code"}, "variant = 'code'"),
         ({"cg_steps": -1}, "steps = -1"),
         ({"steps": -1}, "steps = -1"),

@@ -36,7 +36,7 @@ NAMES = [
     "union-vs-maml",
 ]
 DATA = {
-    "omniglot": ("omniglot28.npz", ("omniglot", "anil", "gradients", "lecture")),
+    "omniglot": ("omniglot28.npz", ("omniglot", "anil", "gradients", "lecture", "memory")),
     "mnist": ("train-images-idx3-ubyte.gz", ("lorraine", "maclaurin", "hypercleaning")),
     "cifar": ("cifar100_test.npz", ("cifar", "union", "augmentation")),
     "newsgroups": ("news20_counts.npz", ("newsgroups",)),
