@@ -75,9 +75,9 @@ def augmentation(
         minimise over x   loss of y(x) on the query set,
         y(x) = argmin_y   E_noise loss on U-Net(x, support images, noise) + decay |y|^2 / 2
 
-    with x the weights of the U-Net, 131,355 by default, that augments the training images, and the query's are as
-    they are. Each inner step draws images and noise, and so does the residual that is differentiated: the Neumann
-    series of the inverse Hessian is a minibatch's, and v of its cross derivative of the same one.
+    with x the weights of the U-Net, 131,355 by default. It augments the training images; those of the query are taken
+    as they are. Every inner step draws images and noise anew, and so does the hypergradient, whose Hessian and cross
+    derivative belong to one minibatch with one noise.
 
     **Arguments:**
 
