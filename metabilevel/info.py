@@ -17,7 +17,7 @@ class Result(eqx.Enumeration):
     inner_not_stationary = "the inner solve has not converged, which an implicit hypergradient takes for granted"
     linear_breakdown = "the linear system was not solved"
     negative_curvature = "the inner loss curves downwards: y is no minimum, or the linear solver needs one"
-    series_diverged = "the Neumann series diverges: its scale times the largest eigenvalue is not below 2"
+    series_diverged = "the Neumann series diverges: its scale times the largest eigenvalue is not safely below 2"
     nonfinite = "the loss, a metric of the solve or the gradient is not finite"
 
 

@@ -21,6 +21,9 @@ Vector: TypeAlias = Float[Array, " n"]
 Product: TypeAlias = Callable[[Vector], Vector]
 
 
+NEARLY = 0.999  # a largest eigenvalue is seen from below, as the directions of a series turn towards its own
+
+
 class LinearSystem(eqx.Module):
     """A v = b.
 
@@ -141,15 +144,17 @@ class Neumann(AbstractInverse):
             v, p, _, largest, least = state
             q = system.matvec(p)
             after = p - scale * precondition(q)
-            growth = jnp.linalg.norm(after) / jnp.linalg.norm(p)
-            curvature = p @ q
+            size, curvature = jnp.linalg.norm(p), p @ q
+            growth = jnp.where(size > 0, jnp.linalg.norm(after) / size, 0)
             largest = jnp.maximum(largest, jnp.where(curvature > 0, q @ q / curvature, 0))
             return (v + after, after, growth, largest, jnp.minimum(least, curvature)), None
 
         p = precondition(system.b)
         zero = jnp.zeros((), p.dtype)
-        (v, p, growth, largest, least), _ = jax.lax.scan(add, (p, p, zero, zero, zero), length=self.terms)
-        diverged = (growth > above) | (certain & (scale * largest >= 2 / above)) | ~jnp.isfinite(v).all()
+        state, _ = jax.lax.scan(add, (p, p, zero, zero, zero), length=self.terms)
+        v = state[0]
+        _, _, growth, largest, least = add(state, None)[0]  # the next term, which tells what v leaves out
+        diverged = ~(growth <= above) | (certain & ~(scale * largest < 2 * NEARLY)) | ~jnp.isfinite(v).all()
         diverged &= jnp.isfinite(system.b).all()
         result = Result.where(diverged, Result.series_diverged, Result.success)
         if system.symmetric:
