@@ -106,7 +106,7 @@ def _cropped(task: mb.Episode, key: Any) -> mb.Episode:
 
 
 FULL = Settings()
-SMALL = replace(FULL, train=1_000, valid=1_000, width=12, depth=3, batch=50, iterations=100, outer_rate=3e-3,
+SMALL = replace(FULL, train=1_000, valid=1_000, width=12, depth=3, batch=50, iterations=200, outer_rate=3e-3,
                 test_steps=400, runs=3)  # fmt: skip
 SMOKE = replace(SMALL, parts=("test",), train=40, valid=40, test=20, width=2, depth=1, batch=8, steps=1,
                 iterations=2, test_steps=2, runs=2)  # fmt: skip
@@ -144,9 +144,9 @@ REPRODUCTION = Reproduction(
         ),
         "small": Scale(
             SMALL,
-            PROTOCOL.format(train="1,000", valid="1,000", test="2,000", batch=50, size="137,055", iterations=100,
+            PROTOCOL.format(train="1,000", valid="1,000", test="2,000", batch=50, size="137,103", iterations=200,
                             rate=3e-3, runs=3, test_steps=400),
-            ("A tenth of the packed images, and 100 outer steps.", *DEPARTURES),
+            ("A tenth of the packed images, and 200 outer steps.", *DEPARTURES),
         ),
         "full": Scale(
             FULL,
