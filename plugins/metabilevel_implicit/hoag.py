@@ -113,7 +113,11 @@ def hoag(
     - `schedule`: of the tolerance: quadratic is .1 / k^2, cubic .1 / k^3, exponential .1 * .9^k.
     - `steps`: of L-BFGS, at most; at test it stops at a gradient of 1e-6.
     - `iterations`: of conjugate gradients, at most.
+
+    **Raises:** `InputError` for a decay without a logarithm.
     """
+    if not 0 < decay < float("inf"):
+        raise mb.InputError(f"decay = {decay}: a positive number is wanted, of which x is the logarithm.")
     inner_loss = lambda x, y, task: learner.fit(y, task.support) + penalty(x, y)
     solve = lambda tolerance: mb.JaxoptSolver("LBFGS", maxiter=steps, tol=tolerance)
     method = tuning(
