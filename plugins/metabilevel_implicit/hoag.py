@@ -116,7 +116,7 @@ def hoag(
 
     **Raises:** `InputError` for a decay without a logarithm.
     """
-    if not 0 < decay < float("inf"):
+    if not decay > 0:
         raise mb.InputError(f"decay = {decay}: a positive number is wanted, of which x is the logarithm.")
     inner_loss = lambda x, y, task: learner.fit(y, task.support) + penalty(x, y)
     solve = lambda tolerance: mb.JaxoptSolver("LBFGS", maxiter=steps, tol=tolerance)
