@@ -73,8 +73,8 @@ FULL = Settings(
 )  # fmt: skip
 SMALL = Settings(
     (
-        *_entries(5, 1, tuple(METHODS), 600, meta_batch=4, tasks={"queries": 5}),
-        *_entries(5, 5, (MAML, DESCENT, FREE), 200, meta_batch=4),
+        *_entries(5, 1, tuple(METHODS), 400, meta_batch=4, tasks={"queries": 5}),
+        *_entries(5, 5, (MAML, DESCENT, FREE), 120, meta_batch=4),
     ),
     "omniglot",
     {"filters": 32},
@@ -126,10 +126,10 @@ REPRODUCTION = Reproduction(
         "small": Scale(
             SMALL,
             "28 x 28; 4 blocks of a 3 x 3 convolution with 32 filters and stride 2, batch normalisation (shift, no "
-            "factor), ReLU; mean over the last map, linear head. " + INNER + MAMLS + "600 iterations of 4 tasks with "
-            "5 queries of a class (1-shot), 200 (5-shot); Adam from 3e-3 to 0 as a cosine; 300 test tasks.",
+            "factor), ReLU; mean over the last map, linear head. " + INNER + MAMLS + "400 iterations of 4 tasks with "
+            "5 queries of a class (1-shot), 120 (5-shot); Adam from 3e-3 to 0 as a cosine; 300 test tasks.",
             (
-                "600 and 200 iterations of 4 tasks in place of 20,000 of 32; 32 filters, and MAML's net, whose "
+                "400 and 120 iterations of 4 tasks in place of 20,000 of 32; 32 filters, and MAML's net, whose "
                 "features are the mean of the last map.",
                 *DEPARTURES,
             ),
