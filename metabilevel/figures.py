@@ -57,7 +57,7 @@ class Panel:
     curves: Sequence[Curve]
     log: str = ""
     ticks: Sequence[str] | None = None
-    within: Sequence[float] | None = None
+    within: Sequence[float | int] | None = None
     images: Sequence[Image] = ()
 
 
