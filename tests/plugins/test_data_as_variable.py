@@ -1,5 +1,6 @@
 """Data as the outer variable: exact hypergradients, feasible weights, and what is learned."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,6 +38,7 @@ def tasks():
     return Blobs(mb.classification(mb.MLP(2, (), 3)))
 
 
+@eqx.filter_jit
 def direction(method, tasks, x):
     batch, key = mb.sample_batch(tasks, jax.random.key(1), "train", 1), jax.random.key(2)
     return method.estimator(x, batch, method.estimator.init(x, batch, key), key)
@@ -67,7 +69,7 @@ def test_the_direction_is_the_gradient_of_the_reported_loss(name, options, tasks
     method = mb.load_method(name)(tasks.subject, **options)
     x = point(method)
     v = like(x, jax.random.key(4))
-    found, expected = direction(method, tasks, x)[0], jax.jit(lambda x: direction(method, tasks, x)[2].loss.mean())
+    found, expected = direction(method, tasks, x)[0], lambda x: direction(method, tasks, x)[2].loss.mean()
     np.testing.assert_allclose(dot(found, v), directional(expected, x, v), rtol=1e-5)
     assert abs(dot(found, v)) > 1e-6
 
