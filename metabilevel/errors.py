@@ -39,6 +39,17 @@ def count(name: str, value: object, least: int) -> int:
     return number
 
 
+def number(name: str, value: object, least: int, *, above: bool = False) -> None:
+    """Looks at a number that is known already, which a traced array is not.
+
+    **Raises:** `InputError` that names it, unless it is `least` or more (`above`: more).
+    """
+    known = isinstance(value, int | float)
+    if isinstance(value, str | bool) or (known and not (value > least if above else value >= least)):
+        wanted = f"above {least}" if above else f"of {least} or more"
+        raise InputError(f"{name} = {value!r}: a number {wanted} is wanted.")
+
+
 class ComputationError(RuntimeError):
     """The input was right and the computation failed. Exit status 1."""
 

@@ -1,6 +1,7 @@
 """Inner solvers of other libraries, which are imported when they are used."""
 
 import dataclasses
+import inspect
 import sys
 import warnings
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from .problem import BilevelProblem, Inner, Key, Outer, Task
 from .solvers import AbstractInnerSolver, inner_gradient
 
 Objective = Callable[..., Any]
+_MANY = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 class JaxoptSolver(AbstractInnerSolver):
@@ -53,7 +55,7 @@ class JaxoptSolver(AbstractInnerSolver):
                 f"JaxoptSolver: {name} has no optimality condition (optimality_fun), so there is nothing to "
                 "differentiate implicitly. Take a solver that has one, such as LBFGS."
             )
-        if not hasattr(made, "fun"):
+        if not hasattr(made, "fun") or name in ("Broyden", "ScipyRootFinding"):
             raise InputError(
                 f"JaxoptSolver: {name} does not minimise a scalar function, which is what an inner loss is. Take a "
                 "solver that does, such as LBFGS."
@@ -70,11 +72,26 @@ class JaxoptSolver(AbstractInnerSolver):
     def solve(self, problem, x, y0, task, key, grad=inner_gradient, scan=jax.lax.scan):
         _plain(self, grad, scan)
         made = self._made(_objective(problem))
-        return made.run(y0, **self.hyperparams(x, task), x=x, task=task, key=key).params
+        return made.run(y0, **self._given(made, x, task), x=x, task=task, key=key).params
 
     def residual(self, problem, x, y, task, key):
         made = self._made(_objective(problem))
-        return made.optimality_fun(y, **self.hyperparams(x, task), x=x, task=task, key=key)
+        return made.optimality_fun(y, **self._given(made, x, task), x=x, task=task, key=key)
+
+    def _given(self, made: Any, x: Outer, task: Task) -> dict[str, Any]:
+        """`hyperparams`, and None for those of a projection or a proximal operator that are not given."""
+        given = self.hyperparams(x, task)
+        wanted = [inspect.signature(each).parameters.items() for each in (made.init_state, made.optimality_fun)]
+        for name, parameter in [item for items in wanted for item in list(items)[1:]]:
+            if name in given or parameter.default is not parameter.empty or parameter.kind in _MANY:
+                continue
+            if name not in ("hyperparams_proj", "hyperparams_prox"):
+                raise InputError(
+                    f"JaxoptSolver: {type(made).__name__} wants {name!r}: "
+                    f"hyperparams=lambda x, task: {{{name!r}: ...}} gives it."
+                )
+            given = {**given, name: None}
+        return given
 
     def _made(self, fun: Objective) -> Any:
         with warnings.catch_warnings():  # jaxopt says at its import that it is no longer maintained: we know

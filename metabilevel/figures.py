@@ -78,7 +78,8 @@ def draw(path: Path, title: str, panels: Sequence[Panel], columns: int = 3) -> N
             _draw_images(axes, panel)
             continue
         _draw_panel(axes, panel, colours)
-        if not explained.issuperset(axes.get_legend_handles_labels()[1]):
+        alone = len(panel.curves) == 1 and panel.curves[0].style == "points"  # the title says what they are
+        if not alone and not explained.issuperset(axes.get_legend_handles_labels()[1]):
             explained.update(axes.get_legend_handles_labels()[1])
             axes.legend(fontsize=8, framealpha=0.85, edgecolor="none")
     picture = io.BytesIO()

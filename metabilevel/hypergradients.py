@@ -16,7 +16,7 @@ from jaxtyping import PyTree
 from .adjoints import AbstractAdjoint, Unroll, solved
 from .errors import ComputationError, HypergradientWarning, InputError, count
 from .estimators import Nested, WarmStarted, warmed
-from .info import Certificate, Info, Result, norm
+from .info import Certificate, Info, Result, all_finite, norm
 from .method import Method
 from .problem import BilevelProblem, Inner, Key, Outer, Scalar, Task, canonical, check_problem
 from .solvers import AbstractInnerSolver
@@ -67,14 +67,15 @@ def _hypergradient(problem, solver, adjoint, x, task, key, restarts):
     if restarts == 1:
         reached, gradient = adjoint.hypergradient(problem, solver, x, task, key)
         value, certificate = reached.value, reached.certificate
+        finite = all_finite(value, gradient)
     else:
         each = lambda key: adjoint.hypergradient(problem, solver, x, task, key)
         reached, gradients = jax.vmap(each)(jax.random.split(key, restarts))
         value, gradient = jax.tree.map(lambda a: a.mean(0), (reached.value, gradients))
+        finite = jax.vmap(all_finite)(reached.value, gradients)
         deviation = norm(jax.tree.map(jnp.subtract, gradients, gradient)) / jnp.sqrt(restarts)
         spread = deviation / norm(gradient)
         certificate = eqx.tree_at(lambda c: c.spread, reached.certificate, spread, is_leaf=lambda a: a is None)
-    finite = certificate.result != Result.nonfinite
     return value, gradient, Info(reached.value, reached.metrics, certificate, finite, reached.inner)
 
 
@@ -130,17 +131,16 @@ _REMEDIES = (
 def judge(certificate: Certificate, strict: bool) -> None:
     """Says in words what a certificate, or an array of them, holds against its hypergradient.
 
-    **Warns:** `HypergradientWarning`, but of what is not finite, which shows; **raises** `ComputationError` where
-    `strict`.
+    **Warns:** `HypergradientWarning`; **raises** `ComputationError` where `strict`.
     """
     for result, remedy in _REMEDIES:
         bad = np.atleast_1d(certificate.result == result)
-        if not bad.any() or (result == Result.nonfinite and not strict):
+        if not bad.any():
             continue
         last = lambda a: np.broadcast_to(a, bad.shape)[bad][-1]  # noqa: B023 - used at once
         numbers = [f"inner residual {last(certificate.inner_residual):.2g}"]
         if certificate.linear_residual is not None:
-            numbers.append(f"about {last(certificate.distance):.2g} of |y| from a solution")
+            numbers.append(f"about {last(certificate.distance):.2g} |y| from a solution")
             numbers.append(f"relative linear residual {last(certificate.linear_residual):.2g}")
         often = f" ({bad.sum()} of {bad.size} hypergradients; the last: " if bad.size > 1 else " ("
         _complain(f"{Result[result]}{often}{', '.join(numbers)}). {remedy}", ComputationError if strict else None)

@@ -17,7 +17,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
 
 from .adjoints import AbstractAdjoint
-from .errors import InputError
+from .errors import InputError, number
 from .info import Certificate, Reached, Result, all_finite, norm
 from .linear import AbstractInverse, LinearSystem, lowest_eigenvalue
 from .problem import BilevelProblem, Inner, Key, Outer, Task
@@ -56,13 +56,19 @@ class Implicit(AbstractAdjoint):
     - `precondition(state) -> diagonal` of the solver's last state, a diagonal matrix near A, shaped like y, by which
       `inverse` is preconditioned; `SecondMoments()` for Adam.
     - `tolerance`: the largest `Certificate.distance` that counts as stationary.
+    - `linear_tolerance`: a linear residual below it counts as solved. That of v = 0 is 1, and whoever truncates the
+      linear solve on purpose wants no more; lower it to be told of every solve that is not exact.
     - `strong_convexity`: a number below every eigenvalue of the inner Hessian, or `"estimate"` for the smallest
       Ritz value of a few Lanczos steps; gives the certificate an `error_bound`. None leaves it out.
+
+    **Raises:** `InputError` for numbers out of range; for strong convexity where the residual is not known to be a
+    gradient; for a solver whose residual is not shaped like y.
     """
 
     inverse: AbstractInverse
     precondition: Callable[[PyTree], PyTree] | None = None
     tolerance: float | Array = 1e-3
+    linear_tolerance: float | Array = 1.0
     strong_convexity: float | Array | str | None = None
     unseen: ClassVar[str] = (
         "Implicit sees what stands in the inner residual or in the outer loss itself, which the start of the inner "
@@ -70,11 +76,16 @@ class Implicit(AbstractAdjoint):
     )
 
     def __check_init__(self):
-        if isinstance(self.strong_convexity, str) and self.strong_convexity != "estimate":
-            raise InputError(f"strong_convexity = {self.strong_convexity!r}: a number, 'estimate' or None is wanted.")
+        if not isinstance(self.inverse, AbstractInverse):
+            raise InputError(f"inverse = {self.inverse!r}: an inverse is wanted, such as ConjugateGradient(20).")
+        number("tolerance", self.tolerance, 0)
+        number("linear_tolerance", self.linear_tolerance, 0)
+        if self.strong_convexity != "estimate":
+            number("strong_convexity ('estimate', or a number)", self.strong_convexity, 0, above=True)
 
     def __call__(self, problem, solver, x, y0, task, key):
-        y, precondition = self._reach(problem, solver, *jax.lax.stop_gradient((x, y0)), task, key)
+        reached = self._reach(problem, solver, *jax.lax.stop_gradient((x, y0, task)), key)
+        y, precondition = jax.lax.stop_gradient(reached)
         residual = lambda x, y, task, key: solver.residual(problem, x, y, task, key)
         residual = eqx.filter_closure_convert(residual, x, y, task, key)
         return _implicit(x, y, residual, self.inverse, solver.symmetric, precondition, task, key)
@@ -90,6 +101,7 @@ class Implicit(AbstractAdjoint):
         loss = jax.value_and_grad(problem.objective, (0, 1), has_aux=True)
         (value, metrics), (direct, slope) = loss(z, y, task, k_outer)
         residual = lambda z, y: solver.residual(problem, z, y, task, k_inner)
+        self._check(solver, jax.eval_shape(residual, z, y), y)
         system = _system(residual, z, y, slope, solver.symmetric, precondition, k_inner)
         v, iterations, result = self.inverse(system)
         r, cross = jax.vjp(lambda z: residual(z, y), z)
@@ -97,15 +109,21 @@ class Implicit(AbstractAdjoint):
         gradient = pull(jax.tree.map(jnp.subtract, direct, cross(unravel(v))[0]))[0]
 
         size = lambda a: jnp.linalg.norm(a)
-        ratio = lambda a, b: jnp.where(b > 0, a / jnp.where(b > 0, b, 1), 0)
+        ratio = lambda a, b: jnp.where(b == 0, 0, a / b)
         missing = system.b - system.matvec(v)
-        scale = jnp.maximum(norm(y), norm(y0))
-        distance = jnp.where(norm(r) > 0, norm(r) * ratio(size(v), size(system.b)) / scale, 0)
+        linear = ratio(size(missing), size(system.b))
+        away = ravel_pytree(r)[0]
+        along = size(away) ** 2 / jnp.abs(away @ system.matvec(away))  # 1 / the curvature along r; that along v beside
+        gap = size(away) * jnp.maximum(along, ratio(size(v), size(system.b)))
+        gap = jnp.where(size(away) == 0, 0, gap)
+        distance = jnp.where(gap == 0, 0, gap / jnp.maximum(norm(y), norm(y0)))
         if solver.symmetric:
             downwards = (v @ system.b < 0) & (result == Result.success)
             result = Result.where(downwards, Result.negative_curvature, result)
-        stationary = (distance <= self.tolerance) | (result != Result.success)
+        stationary = (distance <= self.tolerance) | (gap <= jnp.finfo(gap.dtype).eps) | (result != Result.success)
         result = Result.where(stationary, result, Result.inner_not_stationary)
+        solved = (linear < self.linear_tolerance) | (linear == 0) | (result != Result.success)
+        result = Result.where(solved, result, Result.linear_breakdown)
         finite = all_finite(value, gradient)
         broken = ~finite & ((result == Result.success) | (result == Result.inner_not_stationary))
         bound = None
@@ -115,15 +133,29 @@ class Implicit(AbstractAdjoint):
             convexity = self.strong_convexity
             convexity = lowest_eigenvalue(system) if isinstance(convexity, str) else convexity
             bound = _error_bound(lagrangian, residual, z, y, norm(r), size(missing), convexity, k_inner)
+            bound = bound * _spectral_norm(lambda x: start(x)[0], x, k_inner)
         certificate = Certificate(
             norm(r),
             Result.where(broken, Result.nonfinite, result),
-            ratio(size(missing), size(system.b)),
+            linear,
             iterations,
             distance,
             bound,
         )
         return Reached(value, metrics, y, certificate), gradient
+
+    def _check(self, solver: AbstractInnerSolver, residual: PyTree, y: Inner) -> None:
+        shapes = lambda tree: jax.tree.map(lambda a: a.shape, tree)
+        if shapes(residual) != shapes(y):
+            raise InputError(
+                f"Implicit: the residual of {type(solver).__name__} is not shaped like y, so that there is no square "
+                "linear system. Differentiate the steps: Unroll()."
+            )
+        if self.strong_convexity is not None and not solver.symmetric:
+            raise InputError(
+                f"strong_convexity = {self.strong_convexity!r}: it bounds the error where the inner residual is a "
+                f"gradient, which that of {type(solver).__name__} is not known to be."
+            )
 
     def _reach(
         self, problem: BilevelProblem, solver: AbstractInnerSolver, x: Outer, y0: Inner, task: Task, key: Key
@@ -205,13 +237,12 @@ def _implicit(x, y, residual, inverse, symmetric, precondition, task, key):
 @_implicit.def_jvp
 def _(primals, tangents):
     x, y, residual, inverse, symmetric, precondition, task, key = primals
-    moved = tangents[0]
     y = _implicit(x, y, residual, inverse, symmetric, precondition, task, key)
-    if all(t is None for t in jax.tree.leaves(moved, is_leaf=lambda t: t is None)):
-        return y, jax.tree.map(jnp.zeros_like, y)
-    moved = jax.tree.map(lambda t, a: jnp.zeros_like(a) if t is None else t, moved, x, is_leaf=lambda t: t is None)
     unravel = ravel_pytree(y)[1]
-    rises = jax.jvp(lambda x: residual(x, y, task, key), (x,), (moved,))[1]
+    # beside x, what the residual closes over and what comes with the task may be a variable of a problem above
+    at, moved = (x, residual, task), (tangents[0], tangents[2], tangents[6])
+    rises = eqx.filter_jvp(lambda x, residual, task: residual(x, y, task, key), at, moved)[1]
+    rises = jax.tree.map(lambda r, a: jnp.zeros_like(a) if r is None else r, rises, y, is_leaf=lambda r: r is None)
     product = jax.linearize(lambda y: residual(x, y, task, key), y)[1]
     diagonal = None if precondition is None else ravel_pytree(precondition)[0]
     divided = None if diagonal is None else lambda u: u / diagonal

@@ -27,8 +27,8 @@ class Certificate(eqx.Module):
     - `inner_residual`: Euclidean norm of the inner solver's residual (dG/dy for a descent) at the y reached.
     - `linear_residual`: |b - A v| / |b| of an implicit hypergradient's linear system (0 where b = 0); None where
       there is none. A damped system is measured without its damping. `iterations` of its solver.
-    - `distance`: an estimate of |y - y*| / max(|y|, |y0|), the residual over the curvature along v, for an implicit
-      hypergradient. This is what `Implicit.tolerance` is compared with.
+    - `distance`: an estimate of |y - y*| / max(|y|, |y0|) for an implicit hypergradient, the residual over the smaller
+      of the curvatures along itself and along v. This is what `Implicit.tolerance` is compared with.
     - `error_bound`: on the Euclidean norm of the hypergradient's error, where strong convexity is known.
     - `spread`: over several inner solves from different starts, of the norm of the hypergradient's deviation from its
       mean, the root mean square relative to the mean's norm.

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .errors import InputError, count
+from .errors import InputError, count, number
 from .info import Result
 from .problem import Key
 
@@ -77,6 +77,8 @@ class ConjugateGradient(AbstractInverse):
 
     def __check_init__(self):
         count("steps", self.steps, 0)
+        number("damping", self.damping, 0)
+        number("tolerance", self.tolerance, 0)
 
     def __call__(self, system):
         matvec, b = lambda u: system.matvec(u) + self.damping * u, system.b
@@ -133,6 +135,7 @@ class Neumann(AbstractInverse):
     def __check_init__(self):
         count("terms", self.terms, 0)
         count("power_iterations", self.power_iterations, 1)
+        number("scale", self.scale, 0, above=True)
 
     def __call__(self, system):
         precondition = system.preconditioned
@@ -180,13 +183,22 @@ class Identity(AbstractInverse):
 
 
 class Dense(AbstractInverse):
-    """A written out, n products and n^2 numbers, and factorised: exact up to rounding, for small n."""
+    """A written out, n products and n^2 numbers, and factorised: exact up to rounding, for small n.
+
+    A symmetric A with a negative eigenvalue is `Result.negative_curvature`: y is then no minimum.
+    """
 
     def __call__(self, system):
         _plain(self, system)
         n = len(system.b)
-        v = jnp.linalg.solve(_rows(system, jnp.arange(n)).T, system.b)
-        return v, jnp.array(n, jnp.int32), _unless_broken(v, system.b)
+        a = _rows(system, jnp.arange(n)).T
+        v = jnp.linalg.solve(a, system.b)
+        result = _unless_broken(v, system.b)
+        if system.symmetric:
+            spectrum = jnp.linalg.eigvalsh((a + a.T) / 2)
+            negative = spectrum[0] < -n * jnp.finfo(v.dtype).eps * jnp.abs(spectrum).max()
+            result = Result.where(negative, Result.negative_curvature, result)
+        return v, jnp.array(n, jnp.int32), result
 
 
 class Nystrom(AbstractInverse):
@@ -204,6 +216,7 @@ class Nystrom(AbstractInverse):
 
     def __check_init__(self):
         count("rank", self.rank, 1)
+        number("damping", self.damping, 0, above=True)
 
     def __call__(self, system):
         _plain(self, system)
@@ -296,6 +309,7 @@ class BiCGSTAB(AbstractInverse):
 
     def __check_init__(self):
         count("steps", self.steps, 1)
+        number("tolerance", self.tolerance, 0)
 
     def __call__(self, system):
         _plain(self, system)

@@ -88,7 +88,8 @@ def test_float32_stays_float32(key):
 def test_a_gradient_that_is_not_finite_says_so(key):
     problem = dataclasses.replace(NONLINEAR, outer_loss=lambda x, y, t, k: jnp.sum(jnp.log(-(y**2))))
     x, task = point(key)
-    info = mb.hypergradient(problem, x, task, key=key, solver=SOLVERS["sgd"])[2]
+    with pytest.warns(mb.HypergradientWarning, match="not finite"):
+        info = mb.hypergradient(problem, x, task, key=key, solver=SOLVERS["sgd"])[2]
     assert info.certificate.result == mb.Result.nonfinite
     assert not info.finite
 
@@ -157,9 +158,9 @@ def test_solve_keeps_the_last_finite_x(key):
     problem = mb.BilevelProblem(
         lambda x, t, k: x, lambda x, y, t, k: y**2, lambda x, y, t, k: jnp.where(x > 0.55, jnp.nan, -x)
     )
-    solution = mb.solve(
-        problem, 0.0, None, key=key, solver=mb.GradientDescent(optax.sgd(0.1), 1), optimizer=optax.sgd(0.1), steps=20
-    )
+    solver, optimizer = mb.GradientDescent(optax.sgd(0.1), 1), optax.sgd(0.1)
+    with pytest.warns(mb.HypergradientWarning, match="not finite"):
+        solution = mb.solve(problem, 0.0, None, key=key, solver=solver, optimizer=optimizer, steps=20)
     assert solution.result == mb.Result.nonfinite
     np.testing.assert_allclose(solution.x, 0.6, rtol=1e-6)
     assert np.isnan(solution.history[-1]["loss"])

@@ -1,5 +1,6 @@
 """Implicit hypergradients against closed forms, and what their certificates hold against them."""
 
+import dataclasses
 import warnings
 
 import jax
@@ -29,6 +30,7 @@ QUADRATIC = mb.BilevelProblem(
     outer_loss=lambda x, y, task, key: jnp.sum((y - task["t"]) ** 2) / 2 + x @ x,
 )
 STAY = mb.GradientDescent(optax.sgd(0.0), 0)
+LENIENT = {"tolerance": np.inf, "linear_tolerance": np.inf}
 
 
 def spectrum(kappa: float, n: int, seed: int = 0):
@@ -164,6 +166,26 @@ def test_a_constrained_minimum_has_its_fixed_points_derivative(solver, x64):
         mb.hypergradient(problem, x, None, key=KEY, solver=solver, adjoint=mb.Implicit(mb.ConjugateGradient(9)))
 
 
+def test_a_reduced_objective_is_derived_in_all_that_it_depends_on(x64):
+    """In x, in the task, and in what the functions close over; once, and twice."""
+
+    def value(adjoint, x, task, closed):
+        problem = mb.BilevelProblem(
+            init=lambda x, task, key: jnp.zeros(()),
+            inner_loss=lambda x, y, task, key: task * closed * y**2 / 2 - x * y + 0.1 * y**4,
+            outer_loss=lambda x, y, task, key: (y - 1) ** 2 / 2 + x * y,
+        )
+        return mb.reduced(problem, mb.GradientDescent(optax.sgd(0.2), 300), adjoint)(x, task, KEY)
+
+    at = (jnp.array(0.7), jnp.array(1.0), jnp.array(1.1))
+    found, wanted = (
+        [jax.jit(of(lambda *a, adjoint=adjoint: value(adjoint, *a), argnums=(0, 1, 2)))(*at) for of in
+         (jax.grad, jax.hessian)]
+        for adjoint in (mb.Implicit(mb.Dense()), mb.Unroll())
+    )  # fmt: skip
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8), found, wanted)
+
+
 @pytest.mark.parametrize("middle", ["implicit", "unroll"])
 def test_three_levels(middle, x64):
     """z = A^-1 y; the middle minimises y^T B y / 2 + |z|^2 / 2 - x^T (y + z); the top |y - c|^2 / 2 + |x|^2."""
@@ -230,7 +252,7 @@ def test_second_moments_precondition(x64):
         v, rest = v + scale * rest, rest - scale * (a @ rest) / diagonal
     wanted = {mb.Identity(): b / diagonal, mb.Neumann(3, scale): v, mb.ConjugateGradient(9): np.linalg.solve(a, b)}
     for inverse, exact in wanted.items():
-        adjoint = mb.Implicit(inverse, precondition=mb.SecondMoments(0.9, 1e-3), tolerance=np.inf)
+        adjoint = mb.Implicit(inverse, precondition=mb.SecondMoments(0.9, 1e-3), **LENIENT)
         found = mb.hypergradient(problem, x, None, key=KEY, solver=mb.GradientDescent(adam, steps), adjoint=adjoint)
         np.testing.assert_allclose(found[1], exact, rtol=1e-8)
 
@@ -239,12 +261,15 @@ def test_second_moments_precondition(x64):
 def test_the_error_bound_holds(kappa, steps, terms, x64):
     task, x, exact = spectrum(kappa, 12)
     solver = mb.GradientDescent(optax.sgd(1 / kappa), steps)
+    scaled = dataclasses.replace(QUADRATIC, prepare=lambda x, task, key: 50.0 * x)
     for convexity in (1.0, "estimate"):
         adjoint = mb.Implicit(mb.ConjugateGradient(terms), tolerance=np.inf, strong_convexity=convexity)
         cold = {**task, "start": jnp.zeros(12)}
         _, gradient, info = mb.hypergradient(QUADRATIC, x, cold, key=KEY, solver=solver, adjoint=adjoint)
         error = np.linalg.norm(gradient - exact)
         assert error <= info.certificate.error_bound <= 1000 * error
+        bound = mb.hypergradient(scaled, x / 50, cold, key=KEY, solver=solver, adjoint=adjoint)[2].certificate
+        np.testing.assert_allclose(bound.error_bound, 50 * info.certificate.error_bound, rtol=1e-3)
 
 
 def test_restarts_measure_the_spread_over_optima(x64):
@@ -333,6 +358,31 @@ class TestCertificate:
         assert not jnp.isfinite(gradient).any()
         assert info.certificate.result != mb.Result.success
 
+    def test_a_start_where_the_outer_loss_is_flat(self, x64):
+        """F_y = 0 at a y that solves nothing: no linear system would notice."""
+        task, x, _ = spectrum(1.0, 3)
+        task = {**task, "start": task["t"]}
+        found = self.complaint("has not converged", QUADRATIC, x, STAY, mb.Implicit(mb.Dense()), task)
+        assert found.result == mb.Result.inner_not_stationary
+
+    def test_a_linear_solve_that_is_no_better_than_none(self, x64):
+        task, x, _ = spectrum(1e4, 10)
+        self.complaint("not solved", QUADRATIC, x, STAY, mb.Implicit(mb.ConjugateGradient(0)), task)
+        strict = mb.Implicit(mb.ConjugateGradient(8), linear_tolerance=1e-9)
+        self.complaint("not solved", QUADRATIC, x, STAY, strict, task)
+
+    def test_an_optimum_at_zero_in_single_precision_is_no_alarm(self):
+        rows = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
+        a = jnp.concatenate([rows, -rows[::-1]])
+        problem = mb.BilevelProblem(
+            init=lambda x, task, key: jnp.zeros(4),
+            inner_loss=lambda x, y, task, key: jnp.mean((a @ y - 0.3) ** 2) + jnp.sum(jnp.exp(x) * y**2),
+            outer_loss=lambda x, y, task, key: jnp.mean((a[:20] @ y - 1) ** 2),
+        )
+        solver = mb.JaxoptSolver("LBFGS", maxiter=50)
+        adjoint = mb.Implicit(mb.ConjugateGradient(9))
+        mb.hypergradient(problem, jnp.zeros(4), None, key=KEY, solver=solver, adjoint=adjoint, strict=True)
+
     def test_leaves_without_influence(self, x64):
         problem = mb.BilevelProblem(
             init=lambda x, task, key: x["start"],
@@ -391,11 +441,18 @@ def test_solve_converges_by_implicit_steps(x64):
         (lambda: mb.Neumann(-1), "terms = -1"),
         (lambda: mb.Nystrom(0), "rank = 0"),
         (lambda: mb.GMRES(0), "steps = 0"),
+        (lambda: mb.ConjugateGradient(3, damping=-0.5), "damping = -0.5"),
+        (lambda: mb.ConjugateGradient(3, tolerance=-1.0), "tolerance = -1"),
+        (lambda: mb.Neumann(3, 0.0), "scale = 0.0"),
+        (lambda: mb.Nystrom(3, 0.0), "damping = 0.0"),
+        (lambda: mb.Implicit(mb.Dense(), tolerance=float("nan")), "tolerance = nan"),
+        (lambda: mb.Implicit(mb.Dense(), strong_convexity=0.0), "strong_convexity.* = 0"),
         (lambda: mb.BiCGSTAB(0), "steps = 0"),
-        (lambda: mb.Implicit(mb.Dense(), strong_convexity="known"), "strong_convexity = 'known'"),
+        (lambda: mb.Implicit(mb.Dense(), strong_convexity="known"), "strong_convexity.* = 'known'"),
         (lambda: mb.JaxoptSolver("LBFG"), "no solver 'LBFG'"),
         (lambda: mb.JaxoptSolver("BacktrackingLineSearch"), "no optimality condition"),
         (lambda: mb.JaxoptSolver("FixedPointIteration"), "does not minimise"),
+        (lambda: mb.JaxoptSolver("Broyden"), "does not minimise"),
     ],
 )
 def test_wrong_arguments_are_refused(make, message):
@@ -415,3 +472,18 @@ def test_a_preconditioner_that_nobody_would_use_is_refused(inverse):
             problem, jnp.ones(4), None, key=KEY, solver=mb.GradientDescent(optax.sgd(0.1), 5),
             adjoint=mb.Implicit(mb.Identity(), precondition=mb.SecondMoments()),
         )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("solver", "fields", "message"),
+    [
+        (mb.Trajectory(mb.GradientDescent(optax.sgd(0.1), 3)), {}, "not shaped like y"),
+        (mb.ProjectedGradient(lambda y: y, learning_rate=0.1, steps=3), {"strong_convexity": 1.0}, "strong_convexity"),
+        (mb.JaxoptSolver("LBFGSB"), {}, "wants 'bounds'"),
+    ],
+)
+def test_a_solver_that_does_not_suit_is_refused(solver, fields, message):
+    with pytest.raises(mb.InputError, match=message):
+        mb.hypergradient(
+            quadratic()[0], jnp.ones(4), None, key=KEY, solver=solver, adjoint=mb.Implicit(mb.Dense(), **fields)
+        )

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import equinox as eqx
@@ -34,6 +34,7 @@ OPTIMIZERS: dict[str, Callable[[float], optax.GradientTransformation]] = {
     "rmsprop": optax.rmsprop,
     "sgd": optax.sgd,
 }
+META_BATCH = 25  # where nothing else is asked for
 JUDGED = 2**32 - 2  # what is folded into a judgement's key, where step i of the training folds in i
 SAVING = 0.05  # the share of the time that goes to checkpoints, at most
 
@@ -65,12 +66,16 @@ class Experiment:
     def build(cls, config: Config) -> "Experiment":
         """Tasks, method and outer optimizer, traced once to see that they fit; nothing is compiled.
 
+        A `meta_batch` of None becomes `META_BATCH`, or 1 where every draw is the same task.
+
         **Raises:** `InputError` for options that are not allowed; `ComputationError` that names the plugin where its
         factory fails otherwise.
         """
         if config.optimizer not in OPTIMIZERS:
             raise InputError(f"optimizer = {config.optimizer!r}: one of {', '.join(OPTIMIZERS)}.")
         tasks = _made(TASKS, config.tasks, load_tasks, TaskDistribution)
+        if config.meta_batch is None:
+            config = replace(config, meta_batch=1 if tasks.single else META_BATCH)
         method = _made(METHODS, config.method, load_method, Method, tasks.subject)
         built = cls(config, method, tasks, OPTIMIZERS[config.optimizer](config.learning_rate))
         eqx.filter_eval_shape(start, *built._beginning())
@@ -129,7 +134,7 @@ class Experiment:
             self.optimizer,
             key=jax.random.key(config.seed),
             steps=config.steps,
-            meta_batch=config.meta_batch,
+            meta_batch=self.meta_batch,
             state=found.tree if found else state,
             **{**config.options, "every": config.options["every"] or max(1, config.steps // 20)},
         )
@@ -190,8 +195,13 @@ class Experiment:
         )
         return Judgement(step, split, episodes, seed, self.protocol, as_rows(scores))
 
+    @property
+    def meta_batch(self) -> int:
+        """Tasks of an outer step."""
+        return self.config.meta_batch or META_BATCH
+
     def _beginning(self) -> tuple[Method, TaskDistribution, Any, Key, int]:
-        return self.method, self.tasks, self.optimizer, jax.random.key(self.config.seed), self.config.meta_batch
+        return self.method, self.tasks, self.optimizer, jax.random.key(self.config.seed), self.meta_batch
 
 
 def _made(group: str, plugin: Plugin, load: Callable[[str], Callable[..., Any]], kind: type, *subject: Any) -> Any:

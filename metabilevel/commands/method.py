@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from ..registry import TASKS, Entry, load_method, load_tasks
 from ..schema import Option, configure, options
 from ..storage.config import Config, Environment, Plugin
 from ..storage.runs import Run, require_unused
-from .experiment import OPTIMIZERS, Experiment
+from .experiment import META_BATCH, OPTIMIZERS, Experiment
 from .interrupts import Interrupted, Interrupts
 from .judgement import Judgement
 from .output import json_option, note, show
@@ -28,7 +28,6 @@ from .types import Assignment, Count, Folder, PluginName, PluginValue, Positive
 
 OWN = "method_"  # begins the names of the parameters that are the method's
 PICTURE = "curves.png"
-META_BATCH = 25
 COMMON = [
     click.Option(["--tasks"], type=PluginName(TASKS), required=True, is_eager=True, help="The task family."),
     click.Option(["--task-option"], type=Assignment(), multiple=True, help="An option of the tasks; repeatable."),
@@ -127,9 +126,7 @@ def _run(
     with Interrupts() as interrupts:
         config = _config(entry, tasks, dict(task_option), given)
         experiment = Experiment.build(config)
-        if given["meta_batch"] is None and experiment.tasks.single:
-            config = replace(config, meta_batch=1)
-            experiment = replace(experiment, config=config)
+        config = experiment.config
         with _blaming("--resume" if resume else "--out"):
             opened = Run.resume(out, config) if resume else Run.create(out, config)
         with opened as run:
@@ -167,7 +164,7 @@ def _config(entry: Entry, tasks: Entry, task_options: Mapping[str, str], given: 
         tasks=Plugin(tasks.name, tasks.distribution, tasks.version, of_tasks),
         seed=given["seed"],
         steps=given["steps"],
-        meta_batch=given["meta_batch"] or META_BATCH,
+        meta_batch=given["meta_batch"],
         optimizer=given["outer_optimizer"],
         learning_rate=given["outer_learning_rate"],
         options={name: given[name] for name in ("every", "on_nonfinite", "task_chunk")},

@@ -67,7 +67,7 @@ class Config:
     tasks: Plugin
     seed: int
     steps: int
-    meta_batch: int
+    meta_batch: int | None
     optimizer: str
     learning_rate: float
     options: dict[str, Any]

@@ -75,6 +75,8 @@ def distillation(
     **Raises:** `InputError` for a learned rate with implicit, with another optimizer than sgd, or not positive.
     """
     errors.count("per_class", per_class, 1)
+    errors.number("noise", noise, 0)
+    errors.number("decay", decay, 0)
     if batch is not None:
         errors.count("batch", batch, 1)
     if learn_rate and adjoint == "implicit":

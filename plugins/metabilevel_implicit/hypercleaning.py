@@ -70,6 +70,8 @@ def hypercleaning(
     **Raises:** `InputError` for a radius that is not positive or has no use, or another number of examples.
     """
     errors.count("examples", examples, 1)
+    errors.number("decay", decay, 0)
+    errors.number("threshold", threshold, 0, above=True)
     if radius is not None and (constraint == "sigmoid" or radius <= 0):
         raise InputError(f"radius = {radius}: a positive number is wanted, with the constraint 'l1-ball' only.")
     bound = examples / 2 if radius is None else radius
@@ -78,7 +80,7 @@ def hypercleaning(
     def inner_loss(x: Any, y: Any, task: Any, key: Any) -> Any:
         found = losses(learner, y, task.support)
         if len(found) != examples:
-            raise InputError(f"examples = {examples}: the support set has {len(found)}.")
+            raise InputError(f"examples = {examples}: the support set has {len(found)}; --examples says how many.")
         return jnp.mean(weights(x) * found) + decay / 2 * optax.tree_utils.tree_norm(y, squared=True)
 
     def outer_loss(x: Any, y: Any, task: Any, key: Any) -> Any:

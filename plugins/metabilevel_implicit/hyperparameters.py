@@ -74,7 +74,14 @@ def t1t2(
 ) -> Method:
     """T1-T2 (Luketina et al. 2016, arXiv:1511.06727): `implicit-hpo` with the inner Hessian taken for the identity.
 
-    **Arguments:** as of `implicit-hpo`.
+    **Arguments:**
+
+    - `per`: what has a decay of its own.
+    - `decay`: at the start; positive.
+    - `optimizer`: of the inner problem, on the full batch.
+    - `learning_rate`: of the inner optimizer.
+    - `steps`: of the inner optimizer between two outer steps.
+    - `test_steps`: of the inner optimizer from a fresh start, to judge x.
     """
     return implicit_hpo(
         learner, per=per, decay=decay, inverse="identity", optimizer=optimizer, learning_rate=learning_rate,
@@ -96,7 +103,16 @@ def weight_decay(
 ) -> Method:
     """A weight decay for every weight, a million of them for a net of a million: `implicit-hpo` with `per` = weight.
 
-    **Arguments:** as of `implicit-hpo`.
+    **Arguments:**
+
+    - `decay`: at the start; positive.
+    - `inverse`: of the inner Hessian.
+    - `terms`: of the Neumann series, iterations of another inverse, or the rank of Nystrom's.
+    - `scale`: of the Neumann series; 1 / the largest eigenvalue if not given.
+    - `optimizer`: of the inner problem, on the full batch.
+    - `learning_rate`: of the inner optimizer.
+    - `steps`: of the inner optimizer between two outer steps.
+    - `test_steps`: of the inner optimizer from a fresh start, to judge x.
     """
     return implicit_hpo(
         learner, per="weight", decay=decay, inverse=inverse, terms=terms, scale=scale, optimizer=optimizer,
