@@ -50,11 +50,6 @@ CLAIMS = (
         for terms in (1, 5, 20)
     ],
     *[
-        Claim(f"The cosine of {terms} terms is often greater than that of as many conjugate gradients.", PLACE,
-              (f"cosine, CG-{terms}", f"cosine, Neumann-{terms}"))
-        for terms in (1, 5, 20)
-    ],
-    *[
         Claim(f"{better} tunes faster than {worse}.", PLACE, (0.0, lower(worse, better)))
         for worse, better in pairwise(WORSE)
     ],
