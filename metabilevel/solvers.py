@@ -103,30 +103,38 @@ class AbstractIterativeSolver(AbstractInnerSolver):
         **Returns:** the last point, and `read(y)` after each step, stacked (None without `read`).
         """
 
-        def body(point: tuple[Inner, PyTree], i: Any) -> tuple[tuple[Inner, PyTree], Any]:
+        def body(carry: Any, i: Any) -> tuple[Any, Any]:
+            point, done = carry
             k = jax.random.fold_in(key, i)
             seen = self.minibatch(task, key, i) if self.minibatch else task
-            point = self._step(x, lambda y: grad(problem, x, y, seen, k), *point)
-            return point, None if read is None else read(point[0])
+            gradient_fn = lambda y: grad(problem, x, y, seen, k)
+            if done is None:
+                point = self.step(x, gradient_fn, *point)
+            else:
+                advance = lambda: self._unless_stationary(x, gradient_fn, *point)
+                point, done = jax.lax.cond(done, lambda: (point, done), advance)
+            return (point, done), None if read is None else read(point[0])
 
+        carry = (point, None if self.tolerance is None else jnp.array(False))
         stop = self.steps if stop is None else stop
         if stop - start == 1:  # one step needs no loop
-            point, read_ = body(point, start)
+            (point, _), read_ = body(carry, start)
             return point, jax.tree.map(lambda a: a[None], read_)
-        return scan(body, point, jnp.arange(start, stop))
+        (point, _), read_ = scan(body, carry, jnp.arange(start, stop))
+        return point, read_
 
     def solve(self, problem, x, y0, task, key, grad=inner_gradient, scan=jax.lax.scan):
         (y, _), _ = self.path(problem, x, (y0, self.init(x, y0)), task, key, grad=grad, scan=scan)
         return y
 
-    def _step(self, x: Outer, gradient_fn: GradientFn, y: Inner, state: PyTree) -> tuple[Inner, PyTree]:
-        """`step`, unless y is stationary already."""
-        if self.tolerance is None:
-            return self.step(x, gradient_fn, y, state)
+    def _unless_stationary(
+        self, x: Outer, gradient_fn: GradientFn, y: Inner, state: PyTree
+    ) -> tuple[tuple[Inner, PyTree], jax.Array]:
+        """`step`, unless y is stationary already; and whether it is."""
         gradient = gradient_fn(y)
         known = lambda at: gradient if at is y else gradient_fn(at)
-        enough = norm(jax.lax.stop_gradient(gradient)) <= self.tolerance
-        return jax.lax.cond(enough, lambda: (y, state), lambda: self.step(x, known, y, state))
+        enough = norm(jax.lax.stop_gradient(gradient)) <= jnp.asarray(self.tolerance)
+        return jax.lax.cond(enough, lambda: (y, state), lambda: self.step(x, known, y, state)), enough
 
 
 class GradientDescent(AbstractIterativeSolver):
