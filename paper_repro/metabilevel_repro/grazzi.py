@@ -66,7 +66,7 @@ def experiment(s: Settings, lab: Lab) -> Outcome:
                     measured[row(name, method, WORSE)] = interval(logs[-1] - np.log10(found[CG][-1]))
                 line = np.corrcoef(np.array(s.iterations)[late], logs.mean(1)[late])[0, 1] ** 2
                 measured[row(name, method, LINE)] = float(line)
-            curves = [Curve(method, s.iterations, 10 ** np.log10(e).mean(1)) for method, e in found.items()]
+            curves = [Curve(method, s.iterations, (10 ** np.log10(e).mean(1)).tolist()) for method, e in found.items()]
             panels.append(Panel(name, "iterations t = k", "relative error, geometric mean", _plain(curves), log="y"))
     return Outcome(measured, panels)
 

@@ -58,7 +58,9 @@ def beside(steps: int, method: str) -> str:
     return f"time over MAML's, {steps} inner step{'s' if steps > 1 else ''}, {method}"
 
 
-def _ratios(memory: Mapping[str, Mapping[int, float]], seconds: Mapping[str, Mapping[int, float]]) -> dict[str, float]:
+def _ratios(
+    memory: Mapping[str, Mapping[int, float | int]], seconds: Mapping[str, Mapping[int, float]]
+) -> dict[str, float]:
     """The rows, of measured numbers or of those of the figure."""
     found = {growth("memory", name): values[MANY] / values[FEW] for name, values in memory.items()}
     found |= {growth("time", name): values[MANY] / values[FEW] for name, values in seconds.items()}
@@ -131,7 +133,7 @@ def _timed(compiled: Any, x: Any, batch: Any) -> float:
     return time.perf_counter() - begun
 
 
-def _curves(values: Mapping[str, Mapping[int, float]], **style: Any) -> list[Curve]:
+def _curves(values: Mapping[str, Mapping[int, float | int]], **style: Any) -> list[Curve]:
     unit = values["MAML"][FEW]
     return [Curve(name, list(at), [v / unit for v in at.values()], **style) for name, at in values.items()]
 
