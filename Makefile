@@ -12,8 +12,8 @@ endif
 demo: $(VENV)/installed  ## MAML's sinusoid table and figure, with the numbers of the paper beside ours
 	$(BIN)/metabilevel repro run maml-sinusoid --scale small --out runs/demo
 
-test: $(VENV)/installed  ## every test
-	$(BIN)/python -m pytest
+test: $(VENV)/installed  ## every test, a file at a time on each of two processes
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/installed  ## style and types
 	$(BIN)/ruff check .
