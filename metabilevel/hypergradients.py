@@ -122,7 +122,7 @@ def check_influence(
 _REMEDIES = (
     (Result.inner_not_stationary, "Take more inner steps or another solver, or differentiate the steps (Unroll)."),
     (Result.linear_breakdown, "The system is singular, or the solver does not suit it: add damping, or take another."),
-    (Result.negative_curvature, "Solve further or from another start; at a saddle take GMRES, Dense or damping."),
+    (Result.negative_curvature, "Solve further, from another start, or add damping to the linear system."),
     (Result.series_diverged, "Lower the scale of Neumann, or leave it out: then it is estimated."),
     (Result.nonfinite, "Lower the inner learning rate, and look at the losses."),
 )
