@@ -60,11 +60,15 @@ if TYPE_CHECKING:
     from .networks import MLP as MLP
     from .networks import AbstractNetwork as AbstractNetwork
     from .networks import ConvNet as ConvNet
+    from .optimizees import AbstractOptimizee as AbstractOptimizee
+    from .optimizees import from_function as from_function
     from .problem import BilevelProblem as BilevelProblem
     from .quadratic import simplex_qp as simplex_qp
     from .quadratic import simplex_residual as simplex_residual
     from .registry import load_method as load_method
     from .registry import load_tasks as load_tasks
+    from .rules import AbstractRule as AbstractRule
+    from .rules import RuleDescent as RuleDescent
     from .solvers import AbstractInnerSolver as AbstractInnerSolver
     from .solvers import AbstractIterativeSolver as AbstractIterativeSolver
     from .solvers import ClosedForm as ClosedForm
@@ -78,6 +82,9 @@ if TYPE_CHECKING:
     from .tasks import pooled as pooled
     from .tasks import sample_batch as sample_batch
     from .training import fit as fit
+    from .windows import EvolutionStrategies as EvolutionStrategies
+    from .windows import PersistentES as PersistentES
+    from .windows import Truncated as Truncated
 
 _HOME = {
     "adjoints": "AbstractAdjoint ForwardMode StopGradient Unroll backpropagated",
@@ -100,13 +107,16 @@ _HOME = {
     "learner": "Learner classification regression",
     "method": "Method",
     "networks": "AbstractNetwork ConvNet MLP",
+    "optimizees": "AbstractOptimizee from_function",
     "problem": "BilevelProblem",
     "registry": "load_method load_tasks",
     "hypergradients": "Solution hypergradient reduced solve",
     "quadratic": "simplex_qp simplex_residual",
+    "rules": "AbstractRule RuleDescent",
     "solvers": "AbstractInnerSolver AbstractIterativeSolver ClosedForm Descent GradientDescent ProjectedGradient "
     "Trajectory",
     "tasks": "Data Episode TaskDistribution pooled sample_batch",
+    "windows": "EvolutionStrategies PersistentES Truncated",
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names.split()}
 __all__ = sorted(_MODULE)  # pyright: ignore[reportUnsupportedDunderAll]

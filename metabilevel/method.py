@@ -2,10 +2,12 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from .batching import map_tasks
@@ -53,13 +55,15 @@ class Method(eqx.Module):
         solver = self.solver
         if not isinstance(solver, AbstractIterativeSolver):
             raise InputError(f"steps = {list(steps)}: the inner solver {type(solver).__name__} takes no steps.")
-        z, y, k_inner = self.problem.begin(x, task, key)
-        point, done, rows = (y, solver.init(z, y)), 0, []
-        for stop in steps:
-            point, _ = solver.path(self.problem, z, point, task, k_inner, start=done, stop=stop)
-            done = stop
-            rows.append(self._judge(z, point[0], task, key))
-        return rows
+        z, y0, k_inner = self.problem.begin(x, task, key)
+        step = lambda i, point: solver.path(self.problem, z, point, task, k_inner, start=i, length=1)[0]
+
+        def advance(walked: Any, stop: Any) -> Any:
+            point = jax.lax.fori_loop(walked[1], stop, step, walked[0])
+            return (point, stop), self._judge(z, point[0], task, key)
+
+        _, rows = jax.lax.scan(advance, ((y0, solver.init(z, y0)), jnp.int32(0)), jnp.asarray(steps, jnp.int32))
+        return [jax.tree.map(itemgetter(j), rows) for j in range(len(steps))]
 
     def _judge(self, z: Outer, y: Inner, task: Task, key: Key) -> Metrics:
         loss, metrics = self.problem.objective(z, y, task, key)

@@ -92,15 +92,15 @@ class AbstractIterativeSolver(AbstractInnerSolver):
         task: Task,
         key: Key,
         *,
-        start: int = 0,
-        stop: int | None = None,
-        read: Callable[[Inner], Any] | None = None,
+        start: Any = 0,
+        length: int | None = None,
+        read: Callable[[Inner, Any], Any] | None = None,
         grad: GradTransform = inner_gradient,
         scan: Scan = jax.lax.scan,
     ) -> tuple[tuple[Inner, PyTree], Any]:
-        """Walks the steps `start` to `stop` (`self.steps` where None) from `point = (y, state)`.
+        """Walks `length` steps (`self.steps` where None) from `point = (y, state)`, of which `start` have been taken.
 
-        **Returns:** the last point, and `read(y)` after each step, stacked (None without `read`).
+        **Returns:** the last point, and `read(y, i)` after each step, the i-th of all, stacked (None without `read`).
         """
 
         def body(carry: Any, i: Any) -> tuple[Any, Any]:
@@ -113,14 +113,14 @@ class AbstractIterativeSolver(AbstractInnerSolver):
             else:
                 advance = lambda: self._unless_stationary(x, gradient_fn, *point)
                 point, done = jax.lax.cond(done, lambda: (point, done), advance)
-            return (point, done), None if read is None else read(point[0])
+            return (point, done), None if read is None else read(point[0], i + 1)
 
         carry = (point, None if self.tolerance is None else jnp.array(False))
-        stop = self.steps if stop is None else stop
-        if stop - start == 1:  # one step needs no loop
+        length = self.steps if length is None else length
+        if length == 1:  # one step needs no loop
             (point, _), read_ = body(carry, start)
             return point, jax.tree.map(lambda a: a[None], read_)
-        (point, _), read_ = scan(body, carry, jnp.arange(start, stop))
+        (point, _), read_ = scan(body, carry, start + jnp.arange(length))
         return point, read_
 
     def solve(self, problem, x, y0, task, key, grad=inner_gradient, scan=jax.lax.scan):
@@ -235,7 +235,7 @@ class Trajectory(AbstractInnerSolver):
 
     def solve(self, problem, x, y0, task, key, grad=inner_gradient, scan=jax.lax.scan):
         start = (y0, self.solver.init(x, y0))
-        _, path = self.solver.path(problem, x, start, task, key, read=lambda y: y, grad=grad, scan=scan)
+        _, path = self.solver.path(problem, x, start, task, key, read=lambda y, i: y, grad=grad, scan=scan)
         return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), y0, path)
 
     def residual(self, problem, x, y, task, key):

@@ -80,7 +80,7 @@ def _growth(steps: list[int], direction: Key, method: Method, x: Outer, task: Ta
     def walk(y: Inner) -> list[Inner]:
         point, done, seen = (y, solver.init(z, y)), 0, []
         for stop in steps:
-            point, _ = solver.path(method.problem, z, point, task, k_inner, start=done, stop=stop)
+            point, _ = solver.path(method.problem, z, point, task, k_inner, start=done, length=stop - done)
             done = stop
             seen.append(point[0])
         return seen

@@ -143,19 +143,19 @@ def _view(method: Method, x: Outer, tasks: TaskDistribution, k_task: Key, k_adap
         away = jax.tree.map(jnp.subtract, y, y0)
         return jnp.add(*jax.jvp(lambda y: outputs(y, inputs), (y0,), (away,)))
 
-    def walk(problem: BilevelProblem, read: Callable[[Inner], Any]) -> Any:
-        return solver.path(problem, z, (y0, solver.init(z, y0)), task, k_inner, stop=steps, read=read)
+    def walk(problem: BilevelProblem, read: Callable[[Inner, Any], Any]) -> Any:
+        return solver.path(problem, z, (y0, solver.init(z, y0)), task, k_inner, length=steps, read=read)
 
     def descent(f: Callable[[Inner, Array], Array]) -> tuple[Inner, Array]:
         on = lambda data: lambda x, y, task, key: learner.loss(f(y, data(task).inputs), data(task).targets)
         problem = BilevelProblem(lambda x, task, key: y0, on(lambda task: task.support), on(lambda task: task.query))
-        (end, _), seen = walk(problem, lambda y: f(y, task.query.inputs))
+        (end, _), seen = walk(problem, lambda y, i: f(y, task.query.inputs))
         return end, jnp.concatenate([f(y0, task.query.inputs)[None], seen])
 
     labels = as_vectors(learner, task.support)
     values, alignment = spectrum(kernel(lambda y: outputs(y, task.support.inputs), y0), labels - labels.mean(0))
     (end, real), (_, linear) = descent(outputs), descent(linearised)
-    ((own, _), _) = walk(method.problem, lambda y: None)
+    ((own, _), _) = walk(method.problem, lambda y, i: None)
     gap, way = (norm(jax.tree.map(jnp.subtract, end, other)) for other in (own, y0))
     length, loss = jax.vmap(norm), jax.vmap(lambda f: learner.loss(f, task.query.targets))
     change, difference = length(real - real[0]), length(real - linear)

@@ -1,0 +1,69 @@
+"""Update rules with weights: a learned optimizer is an inner solver whose step reads its weights from x."""
+
+import abc
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from .errors import InputError
+from .problem import Inner, Key, Outer
+from .solvers import AbstractIterativeSolver, inner_gradient
+
+
+class AbstractRule(eqx.Module):
+    """y <- y + updates, where (updates, state) <- update(x, gradients, state, y), as in an optax transformation.
+
+    x are the rule's weights, nested dictionaries and lists of arrays. The fields of a rule are its options: numbers,
+    texts and booleans, all static.
+    """
+
+    @abc.abstractmethod
+    def init(self, y: Inner, key: Key) -> Outer:
+        """Fresh weights; of y only the structure and the shapes may matter."""
+
+    @abc.abstractmethod
+    def start(self, x: Outer, y: Inner) -> PyTree:
+        """The state before the first step."""
+
+    @abc.abstractmethod
+    def update(self, x: Outer, gradients: Inner, state: PyTree, y: Inner) -> tuple[Inner, PyTree]:
+        """What is added to y, and the next state."""
+
+
+class RuleDescent(AbstractIterativeSolver):
+    """`steps` updates of y by a rule, whose weights are the outer variable x."""
+
+    rule: AbstractRule
+
+    @property
+    def symmetric(self) -> bool:
+        return True
+
+    def init(self, x, y):
+        require_fit(self.rule, x, y)
+        return self.rule.start(x, y)
+
+    def step(self, x, gradient_fn, y, state):
+        updates, state = self.rule.update(x, gradient_fn(y), state, y)
+        return jax.tree.map(lambda a, u: a + u.astype(a.dtype), y, updates), state
+
+    def residual(self, problem, x, y, task, key):
+        return inner_gradient(problem, x, y, task, key)
+
+
+def require_fit(rule: AbstractRule, x: Outer, y: Inner) -> None:
+    """Looks at structure and shapes; nothing is computed.
+
+    **Raises:** `InputError` that names the first leaf of the weights x which is not what `rule` has for such a y.
+    """
+    shapes = lambda tree: {jax.tree_util.keystr(p): jnp.shape(a) for p, a in jax.tree_util.tree_leaves_with_path(tree)}
+    wanted = shapes(jax.eval_shape(lambda: rule.init(y, jax.random.key(0))))
+    given = shapes(x)
+    for leaf in [*wanted, *given]:
+        if wanted.get(leaf) != given.get(leaf):
+            said = [f"of shape {each[leaf]}" if leaf in each else "none" for each in (given, wanted)]
+            raise InputError(
+                f"The weights do not fit the rule {type(rule).__name__}: x{leaf} is {said[0]}, and {said[1]} is wanted."
+            )
