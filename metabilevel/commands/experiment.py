@@ -14,6 +14,7 @@ from ..errors import ComputationError, InputError, NonFiniteError, PluginError, 
 from ..evaluation import as_rows, evaluate, usual_episodes
 from ..learner import Learner
 from ..method import Method
+from ..optimizees import AbstractOptimizee
 from ..problem import Key, Outer
 from ..progress import track
 from ..registry import KINDS, METHODS, TASKS, find, load_method, load_tasks
@@ -110,8 +111,9 @@ class Experiment:
 
     @property
     def protocol(self) -> str | None:
-        """How the queries were normalised, where the tasks are for a learner."""
-        return self.tasks.subject.protocol if isinstance(self.tasks.subject, Learner) else None
+        """What a learner or an optimizee wants to be said beside every score."""
+        subject = self.tasks.subject
+        return subject.protocol if isinstance(subject, Learner | AbstractOptimizee) else None
 
     def start(self) -> TrainState:
         """The state before the first step."""
