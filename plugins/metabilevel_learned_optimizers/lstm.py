@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 import metabilevel as mb
+from metabilevel import errors
 
 from .training import method_of
 
@@ -21,17 +22,24 @@ class LSTM(mb.AbstractRule):
 
     **Arguments:**
 
-    - `layers`: of the net.
-    - `units`: of a layer.
-    - `preprocess`: p, by which a gradient becomes (log|g| / p, sign g) where |g| >= e^-p and (-1, e^p g) elsewhere
+    - `layers`: recurrent layers of the net.
+    - `units`: units of a layer.
+    - `preprocess`: the p by which a gradient becomes (log|g| / p, sign g) where |g| >= e^-p and (-1, e^p g) elsewhere
       (appendix A; 10 in the text, 5 in the authors' code); the raw gradient if none.
-    - `scale`: of the net's output.
+    - `scale`: the factor of the net's output.
     """
 
     layers: int = eqx.field(static=True, default=2)
     units: int = eqx.field(static=True, default=20)
     preprocess: float | None = eqx.field(static=True, default=10.0)
     scale: float = eqx.field(static=True, default=0.1)
+
+    def __check_init__(self):
+        errors.count("layers", self.layers, 1)
+        errors.count("units", self.units, 1)
+        if self.preprocess is not None:
+            errors.number("preprocess", self.preprocess, 0, above=True)
+        errors.number("scale", self.scale, 0, above=True)
 
     def init(self, y: Any, key: Any) -> Any:
         *keys, k_out = jax.random.split(key, self.layers + 1)
