@@ -86,7 +86,7 @@ class Lab:
             stages = train(method, tasks, optimizer, key=self.key(0), steps=steps, every=every, **options)
             for state, row in track(stages, steps, show=self.progress):
                 if row is not None or not seen:
-                    seen[int(state.step)] = state.x
+                    seen[int(state.step)] = state.chosen
                 history += [row] if row else []
         return seen
 

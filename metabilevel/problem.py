@@ -33,6 +33,7 @@ RESERVED = (
     "inner_residual",
     "linear_residual",
     "doubtful",
+    "valid_loss",
     "seconds",
 )
 

@@ -13,6 +13,7 @@ import optax
 from jaxtyping import Array, PyTree
 
 from .errors import InputError, NonFiniteError, count
+from .evaluation import evaluate
 from .info import Info, Result, all_finite, finite_mean
 from .method import Method, in_chunks, scalars
 from .problem import Key, Outer, Task, canonical, check_problem
@@ -23,6 +24,7 @@ OnNonfinite: TypeAlias = Literal["raise", "mask"]
 Row: TypeAlias = dict[str, float | int]
 
 BEFORE_STEP_0 = 2**32 - 1  # what is folded into the key for the initial state, where step i folds in i
+VALIDATED = 2**32 - 3  # likewise for the validation, whose episodes are the same at every report
 DRAWN_BYTES = 2**18  # of tasks that are drawn for several steps at once, which small tasks are faster by
 CHUNK_SECONDS = 1.0  # how long an interrupt may wait for compiled code to come back
 
@@ -37,14 +39,33 @@ class Window(eqx.Module):
     first_empty: Array  # the first step without any finite task, -1 if none
 
 
+class Best(eqx.Module):
+    """The x of the least validation loss, and the step that it is of."""
+
+    x: Outer
+    loss: Array
+    step: Array
+
+
 class TrainState(eqx.Module):
-    """All that the rest of a run depends on, beside its configuration."""
+    """All that the rest of a run depends on, beside its configuration; `best` where x is validated."""
 
     x: Outer
     optimizer: PyTree
     carry: PyTree
     step: Array
     window: Window
+    best: Best | None = None
+
+    @property
+    def chosen(self) -> Outer:
+        """The x that a training gives: the best one where x is validated, the last one elsewhere."""
+        return self.x if self.best is None else self.best.x
+
+    @property
+    def chosen_step(self) -> int:
+        """The step that `chosen` is of."""
+        return int(self.step if self.best is None else self.best.step)
 
 
 def fit(
@@ -58,6 +79,8 @@ def fit(
     every: int | None = None,
     task_chunk: int | None = None,
     on_nonfinite: str = "raise",
+    validation: int | None = None,
+    patience: int | None = None,
     progress: bool | None = None,
 ) -> tuple[Outer, list[Row]]:
     """Trains x by `steps` outer steps: direction of a fresh batch of `meta_batch` training tasks -> optax -> x.
@@ -69,10 +92,14 @@ def fit(
     - `task_chunk`: tasks computed at once; chosen by `fitting_chunk` if None.
     - `on_nonfinite`: `"raise"` stops at the first task whose loss or gradient is not finite; `"mask"` leaves such
       tasks out and counts them.
+    - `validation`: episodes of the split `valid`, the same at every report, on which x is then judged; the x of the
+      least mean loss is what is returned (Andrychowicz et al. 2016, section 3, choose a learned optimizer so).
+    - `patience`: stops after that many reports without a lower validation loss.
     - `progress`: a bar on standard error; where that is a terminal if None.
 
     **Returns:** x, and the history: `step`, mean training `loss` and metrics since the row before, `failed` tasks,
-    `inner_residual` (root mean square over the tasks of one fresh batch), `seconds` since the start; of implicit
+    `inner_residual` (root mean square over the tasks of one fresh batch), `seconds` since the start, and
+    `valid_loss` where x is validated; of implicit
     hypergradients the `linear_residual` likewise, and `doubtful`, the fraction of that batch whose certificate has
     another result than success.
 
@@ -81,17 +108,19 @@ def fit(
     every = max(1, steps // 20) if every is None else every
     stages = train(
         method, tasks, optimizer, key=key, steps=steps, meta_batch=meta_batch, every=every, task_chunk=task_chunk,
-        on_nonfinite=on_nonfinite,
+        on_nonfinite=on_nonfinite, validation=validation, patience=patience,
     )  # fmt: skip
     x, history = None, []
     for state, row in track(stages, steps, show=progress):
-        x = state.x
+        x = state.chosen
         history += [row] if row else []
     return x, history
 
 
 @eqx.filter_jit
-def start(method: Method, tasks: TaskDistribution, optimizer: Any, key: Key, meta_batch: int) -> TrainState:
+def start(
+    method: Method, tasks: TaskDistribution, optimizer: Any, key: Key, meta_batch: int, validated: bool = False
+) -> TrainState:
     """The state before the first step."""
     k_x, k_tasks, k_carry = jax.random.split(jax.random.fold_in(key, BEFORE_STEP_0), 3)
     x = canonical(method.init(k_x), "x")
@@ -99,7 +128,9 @@ def start(method: Method, tasks: TaskDistribution, optimizer: Any, key: Key, met
     check_problem(method.problem, x, jax.tree.map(lambda a: a[0], batch), k_carry)
     carry = method.estimator.init(x, batch, k_carry)
     info = jax.eval_shape(lambda: method.estimator(x, batch, carry, k_carry)[2].mean())
-    return TrainState(x, optimizer.init(x), carry, jnp.zeros((), jnp.int32), _empty(scalars(info)))
+    zero = jnp.zeros((), jnp.int32)
+    best = Best(x, jnp.full((), jnp.inf), zero) if validated else None
+    return TrainState(x, optimizer.init(x), carry, zero, _empty(scalars(info)), best)
 
 
 def train(
@@ -113,6 +144,8 @@ def train(
     every: int,
     task_chunk: int | None = None,
     on_nonfinite: str = "raise",
+    validation: int | None = None,
+    patience: int | None = None,
     state: TrainState | None = None,
 ) -> Iterator[tuple[TrainState, Row | None]]:
     """`fit` as an iterator over (state, row): the first state, then one about every second, with a row at reports.
@@ -123,12 +156,18 @@ def train(
         count(name, value, least)
     if on_nonfinite not in get_args(OnNonfinite):
         raise InputError(f"on_nonfinite = {on_nonfinite!r}: 'raise' or 'mask' is wanted.")
+    for name, value in [("validation", validation), ("patience", patience)]:
+        if value is not None:
+            count(name, value, 1)
+    if patience is not None and validation is None:
+        raise InputError(f"patience = {patience}: it needs episodes to judge on (validation).")
     method = in_chunks(method, task_chunk)
-    now = start(method, tasks, optimizer, key, meta_batch) if state is None else state
+    validated = validation is not None
+    now = start(method, tasks, optimizer, key, meta_batch, validated) if state is None else state
     begun = time.perf_counter()
     yield now, None
     done, stage = int(now.step), 1
-    while done < steps:
+    while done < steps and not _tired(now, every, patience):
         report = min(steps, done - done % every + every)
         stop = min(report, done + stage)
         before, tick = now, time.perf_counter()
@@ -141,6 +180,8 @@ def train(
             w = now.window
             row = {"step": done, **{k: float(v / w.counted) for k, v in w.sums.items()}, "failed": int(w.failed)}
             row |= {name: float(value) for name, value in _certified(method, tasks, meta_batch, now, key).items()}
+            if validation is not None:
+                now, row["valid_loss"] = _validated(now, method, tasks, key, validation)
             row["seconds"] = time.perf_counter() - begun
             now = eqx.tree_at(lambda s: s.window, now, _empty(w.sums))
         yield now, row
@@ -174,7 +215,7 @@ def _loop(
         def one(i: Array, s: TrainState) -> TrainState:
             batch, k = jax.tree.map(lambda a: a[i - first], batches)
             x, opt, carry, info = outer_step(method, optimizer, s.x, s.optimizer, s.carry, batch, k)
-            return TrainState(x, opt, carry, i + 1, _add(s.window, info, i))
+            return TrainState(x, opt, carry, i + 1, _add(s.window, info, i), s.best)
 
         return jax.lax.fori_loop(state.step, jnp.minimum(stop, first + drawn), one, state)
 
@@ -195,6 +236,26 @@ def _certified(
         said["linear_residual"] = square(certificate.linear_residual)
         said["doubtful"] = jnp.mean(certificate.result != Result.success, dtype=float)
     return said
+
+
+def _validated(
+    state: TrainState, method: Method, tasks: TaskDistribution, key: Key, episodes: int
+) -> tuple[TrainState, float]:
+    """The state with its x as the best one, if it is that, and the validation loss of x."""
+    key = jax.random.fold_in(key, VALIDATED)
+    scores = evaluate(method, state.x, tasks, key=key, split="valid", episodes=episodes, progress=False)
+    loss = scores[None]["loss"].mean
+    if state.best is not None and loss < float(state.best.loss):
+        best = Best(state.x, jnp.asarray(loss, state.best.loss.dtype), state.step)
+        state = eqx.tree_at(lambda s: s.best, state, best)
+    return state, loss
+
+
+def _tired(state: TrainState, every: int, patience: int | None) -> bool:
+    """Whether the last `patience` reports brought nothing better."""
+    if state.best is None or patience is None:
+        return False
+    return int(state.step) - int(state.best.step) >= patience * every
 
 
 def _batch(tasks: TaskDistribution, meta_batch: int, key: Key, step: Array) -> tuple[Task, Key]:

@@ -174,3 +174,61 @@ def test_a_history_says_what_implicit_certificates_say(key):
         history = mb.fit(method, tasks, optax.sgd(1e-6), key=key, steps=1, meta_batch=3)[1]
         assert history[-1]["doubtful"] == doubtful
         assert 0 < history[-1]["linear_residual"] < 1
+
+
+class Halves(Numbers):
+    """Numbers of [0, 1] in training, which are 3 less in validation: what training gains, validation loses."""
+
+    def sample(self, key, split):
+        return jax.random.uniform(key) - (3.0 if split == "valid" else 0.0)
+
+
+def drifting_method():
+    """x goes from 1 down to a half, where training tasks lie, and a validation loss has its least value on the way."""
+    problem = mb.BilevelProblem(
+        lambda x, t, k: x, lambda x, y, t, k: (y - t) ** 2, lambda x, y, t, k: (y - jnp.where(t < 0, 0.75, t)) ** 2
+    )
+    solver = mb.GradientDescent(optax.sgd(0.1), 0)
+    return mb.Method(problem, lambda key: jnp.float32(1), mb.Nested(problem, solver), solver)
+
+
+def test_the_x_of_the_least_validation_loss_is_given_back(key):
+    options = {"key": key, "steps": 200, "meta_batch": 8, "every": 10}
+    last, plain = mb.fit(drifting_method(), Halves(), optax.sgd(0.01), **options)
+    best, history = mb.fit(drifting_method(), Halves(), optax.sgd(0.01), **options, validation=4)
+    losses = [row["valid_loss"] for row in history]
+    np.testing.assert_allclose(min(losses), (best - 0.75) ** 2, rtol=1e-5)
+    assert abs(best - 0.75) < abs(last - 0.75)
+    timeless = lambda rows: [{k: v for k, v in row.items() if k not in ("seconds", "valid_loss")} for row in rows]
+    assert timeless(history) == timeless(plain)
+
+
+def test_patience_ends_a_training_and_survives_an_interruption(key):
+    go = lambda state=None: list(
+        train(
+            drifting_method(), Halves(), optax.sgd(0.01), key=key, steps=200, meta_batch=8, every=10, validation=4,
+            patience=3, state=state,
+        )
+    )  # fmt: skip
+    whole = go()
+    end = whole[-1][0]
+    assert int(end.step) == end.chosen_step + 30 < 200
+    for state, _ in whole:
+        assert eqx.tree_equal(go(state)[-1][0], end)
+
+
+def test_validation_that_is_not_finite_is_never_the_best(key):
+    problem = mb.BilevelProblem(
+        lambda x, t, k: x, lambda x, y, t, k: y**2, lambda x, y, t, k: jnp.where(t < 0, jnp.nan, (y - t) ** 2)
+    )
+    solver = mb.GradientDescent(optax.sgd(0.1), 0)
+    method = mb.Method(problem, lambda key: jnp.float32(1), mb.Nested(problem, solver), solver)
+    x, history = mb.fit(method, Halves(), optax.sgd(0.01), key=key, steps=4, meta_batch=2, every=2, validation=3)
+    assert all(np.isnan(row["valid_loss"]) for row in history)
+    assert x == 1
+
+
+@pytest.mark.parametrize(("options", "named"), [({"validation": 0}, "validation = 0"), ({"patience": 2}, "validation")])
+def test_wrong_validation_is_refused(key, options, named):
+    with pytest.raises(mb.InputError, match=named):
+        mb.fit(number_method(), Numbers(), OPTIMIZER, key=key, steps=1, meta_batch=1, **options)

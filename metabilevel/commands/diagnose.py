@@ -51,7 +51,7 @@ def command(
 ) -> None:
     with Interrupts(), memory_errors():
         experiment, found = Experiment.restored(run)
-        method, tasks, x = experiment.method, experiment.tasks, found.tree.x
+        method, tasks, x = experiment.method, experiment.tasks, found.tree.chosen
         key = jax.random.fold_in(jax.random.key(experiment.config.seed if seed is None else seed), JUDGED)
         steps: dict[str, Any] = {} if inner_steps is None else {"steps": inner_steps}
         drawn: dict[str, Any] = {"key": key, "split": split}

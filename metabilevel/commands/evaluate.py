@@ -35,8 +35,8 @@ def command(run: Path, seed: int | None, inner_steps: list[int] | None, as_json:
         if inner_steps is not None and not isinstance(solver, AbstractIterativeSolver):
             raise InputError(f"--inner-steps: the inner solver of {experiment.config.method.name} takes no steps.")
         judgement = experiment.judge(
-            found.tree.x,
-            found.step,
+            found.tree.chosen,
+            found.tree.chosen_step,
             seed=experiment.config.seed if seed is None else seed,
             steps=inner_steps,
             progress=False if as_json else None,

@@ -140,7 +140,7 @@ class Experiment:
             state=found.tree if found else state,
             **{**config.options, "every": config.options["every"] or max(1, config.steps // 20)},
         )
-        pause = 0.0
+        pause, step, kept = 0.0, -1, -1
         saved = time.perf_counter()
         try:
             with interrupts.held():
@@ -148,13 +148,16 @@ class Experiment:
                     step = int(state.step)
                     if row:
                         run.append({name: value for name, value in row.items() if name != "seconds"})
-                    if step == config.steps or interrupts.asked or time.perf_counter() - saved >= pause:
+                    if interrupts.asked or time.perf_counter() - saved >= pause:
                         begun = time.perf_counter()
                         run.save(step, state)
+                        kept = step
                         saved = time.perf_counter()
                         pause = (saved - begun) / SAVING
                     if interrupts.asked:
                         raise Interrupted(interrupts.asked, f"Interrupted at step {step} of {config.steps}.")
+                if kept != step:
+                    run.save(step, state)
         except NonFiniteError as error:
             if not isinstance(error.state, TrainState):
                 raise
@@ -202,8 +205,9 @@ class Experiment:
         """Tasks of an outer step."""
         return self.config.meta_batch or META_BATCH
 
-    def _beginning(self) -> tuple[Method, TaskDistribution, Any, Key, int]:
-        return self.method, self.tasks, self.optimizer, jax.random.key(self.config.seed), self.meta_batch
+    def _beginning(self) -> tuple[Method, TaskDistribution, Any, Key, int, bool]:
+        validated = self.config.options.get("validation") is not None
+        return self.method, self.tasks, self.optimizer, jax.random.key(self.config.seed), self.meta_batch, validated
 
 
 def _made(group: str, plugin: Plugin, load: Callable[[str], Callable[..., Any]], kind: type, *subject: Any) -> Any:

@@ -26,6 +26,7 @@ from .judgement import Judgement
 from .output import json_option, note, show
 from .types import Assignment, Count, Folder, PluginName, PluginValue, Positive
 
+RUN_OPTIONS = ("every", "on_nonfinite", "task_chunk", "validation", "patience")  # that `train` takes as they are
 OWN = "method_"  # begins the names of the parameters that are the method's
 PICTURE = "curves.png"
 COMMON = [
@@ -48,6 +49,12 @@ COMMON = [
         show_default=True,
         help="Where the loss or the gradient of a task is not finite: stop, or leave the task out and count it.",
     ),
+    click.Option(
+        ["--validation"],
+        type=Count(1),
+        help="Episodes of the validation split that judge every report; the best x is kept.",
+    ),
+    click.Option(["--patience"], type=Count(1), help="Stop after that many reports without a better validation loss."),
     click.Option(["--task-chunk"], type=Count(1), help="Tasks computed at once. [default: as the machine likes it]"),
     click.Option(
         ["--out"],
@@ -167,7 +174,7 @@ def _config(entry: Entry, tasks: Entry, task_options: Mapping[str, str], given: 
         meta_batch=given["meta_batch"],
         optimizer=given["outer_optimizer"],
         learning_rate=given["outer_learning_rate"],
-        options={name: given[name] for name in ("every", "on_nonfinite", "task_chunk")},
+        options={name: given[name] for name in RUN_OPTIONS},
         environment=Environment.current(),
     )
 
@@ -178,7 +185,7 @@ def _finish(run: Run, experiment: Experiment, interrupts: Interrupts, progress: 
     state = experiment.train(run, interrupts, progress=progress)
     seconds = time.perf_counter() - begun
     step, rows = int(state.step), run.metrics()
-    judgement = experiment.judge(state.x, step, seed=run.config.seed, progress=progress)
+    judgement = experiment.judge(state.chosen, state.chosen_step, seed=run.config.seed, progress=progress)
     curves(run.path / PICTURE, _title(run.config), rows)
     summary = {"step": step, "seconds": seconds, "metrics": rows[-1], "evaluation": asdict(judgement)}
     run.finish(summary)
