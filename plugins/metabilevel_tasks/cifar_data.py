@@ -16,7 +16,7 @@ import numpy as np
 
 from metabilevel import data
 
-_BROKEN = (
+BROKEN = (
     OSError, ValueError, LookupError, EOFError, RuntimeError, TypeError, AttributeError, tarfile.TarError,
     zipfile.BadZipFile, zlib.error, LZMAError, pickle.UnpicklingError,
 )  # fmt: skip
@@ -74,7 +74,7 @@ def unpickle(archive: tuple[Path, ...], layout: Layout) -> dict[str, np.ndarray]
                     pictures.append(pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
                     labels.append(content[layout.labels])
                 found[part] = _by_class(np.concatenate(pictures), np.concatenate(labels), layout.classes, count)
-    except _BROKEN as error:
+    except BROKEN as error:
         raise data.DataError(f"{path} is no archive of {layout.name}: {member} {error}") from error
     return found
 
@@ -99,7 +99,7 @@ def unpack(files: tuple[Path, ...], labels: str, classes: int) -> dict[str, np.n
             with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
                 label = arrays[labels]
                 found[part] = _by_class(decode(arrays["residual"]), label, classes, len(label) // classes)
-        except _BROKEN as error:
+        except BROKEN as error:
             raise data.DataError(f"{path} has no packed images of CIFAR-{classes}: {error}") from error
     return found
 
