@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from .errors import InputError
+from .errors import InputError, kind
 from .info import Certificate, Reached, Result, all_finite, norm
 from .problem import BilevelProblem, Inner, Key, Metrics, Outer, Scalar, Task
 from .solvers import AbstractInnerSolver, Scan, inner_gradient
@@ -123,6 +123,17 @@ class ForwardMode(AbstractAdjoint):
 
         gradient, (value, (metrics, residual, y)) = jax.jacfwd(loss, has_aux=True)(flat)
         return Reached(value, metrics, y, certify(residual, all_finite(value, gradient))), unravel(gradient)
+
+
+def check_parts(problem: object, solver: object, adjoint: object) -> None:
+    """Raises an `InputError` that names the first which is not of its kind, such as a class in place of an instance."""
+    for name, part, wanted, example in (
+        ("problem", problem, BilevelProblem, "BilevelProblem(init, inner_loss, outer_loss)"),
+        ("solver", solver, AbstractInnerSolver, "GradientDescent(optax.sgd(0.1), steps=10)"),
+        ("adjoint", adjoint, AbstractAdjoint, "Unroll() or Implicit(ConjugateGradient(20))"),
+    ):
+        if not isinstance(part, wanted):
+            raise InputError(f"{name} is {kind(part)}: an instance such as {example} is wanted.")
 
 
 def solved(

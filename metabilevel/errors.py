@@ -50,6 +50,11 @@ def number(name: str, value: object, least: int, *, above: bool = False) -> None
         raise InputError(f"{name} = {value!r}: a number {wanted} is wanted.")
 
 
+def kind(value: object) -> str:
+    """What `value` is, in words."""
+    return f"the class {value.__name__}" if isinstance(value, type) else f"of type {type(value).__name__}"
+
+
 class ComputationError(RuntimeError):
     """The input was right and the computation failed. Exit status 1."""
 

@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from .adjoints import AbstractAdjoint, Unroll
+from .adjoints import AbstractAdjoint, Unroll, check_parts
 from .batching import leading, task_gradient
+from .errors import count
 from .info import Info, all_finite
 from .problem import BilevelProblem, Inner, Key, Outer, Task
 from .solvers import AbstractInnerSolver
@@ -39,11 +40,16 @@ class Nested(AbstractEstimator):
         direction = mean over tasks of   d/dx F(x, y_t(x), t)
 
     with the derivative of y_t as `adjoint` gives it.
+
+    **Raises:** `InputError` for what is no problem, solver or adjoint.
     """
 
     problem: BilevelProblem
     solver: AbstractInnerSolver
     adjoint: AbstractAdjoint = Unroll()
+
+    def __check_init__(self):
+        check_parts(self.problem, self.solver, self.adjoint)
 
     def init(self, x, tasks, key):
         return None
@@ -67,6 +73,8 @@ class WarmStarted(AbstractEstimator):
 
     **Arguments:** `part(y)` is the part of y that is kept (a head, say): a node of the pytree; the rest of y starts
     from `problem.init` at every visit.
+
+    **Raises:** `InputError` as `Nested`, and for no slots.
     """
 
     problem: BilevelProblem
@@ -75,6 +83,10 @@ class WarmStarted(AbstractEstimator):
     slots: int = eqx.field(static=True, default=1)
     slot: Callable[[Task], Any] = lambda task: 0
     part: Callable[[Inner], PyTree] = lambda y: y
+
+    def __check_init__(self):
+        check_parts(self.problem, self.solver, self.adjoint)
+        count("slots", self.slots, 1)
 
     def init(self, x, tasks, key):
         y = jax.eval_shape(lambda: self.problem.begin(x, jax.tree.map(lambda a: a[0], tasks), key)[1])

@@ -33,7 +33,8 @@ class JaxoptSolver(AbstractInnerSolver):
       (`hyperparams_proj`, `hyperparams_prox`).
     - `options`: of the class.
 
-    **Raises:** `InputError` for a name jaxopt does not have, and for a solver without an optimality condition.
+    **Raises:** `InputError` for a name jaxopt does not have, options it does not take, and a solver of another kind
+    than the minimisers of a function by steps in JAX.
     """
 
     solver: Any
@@ -48,26 +49,24 @@ class JaxoptSolver(AbstractInnerSolver):
         **options: Any,
     ):
         self.solver, self.hyperparams, self.options = solver, hyperparams, options
-        made = self._made(_nothing)
+        try:
+            made = self._made(_nothing)
+        except (AttributeError, TypeError) as error:
+            raise _refused(getattr(solver, "__name__", solver), f"cannot be made so: {error}") from error
         name = type(made).__name__
         if not callable(getattr(made, "optimality_fun", None)):
-            raise InputError(
-                f"JaxoptSolver: {name} has no optimality condition (optimality_fun), so there is nothing to "
-                "differentiate implicitly. Take a solver that has one, such as LBFGS."
-            )
+            raise _refused(name, "has no optimality condition (optimality_fun) to differentiate implicitly")
         if not hasattr(made, "fun") or name in ("Broyden", "ScipyRootFinding"):
-            raise InputError(
-                f"JaxoptSolver: {name} does not minimise a scalar function, which is what an inner loss is. Take a "
-                "solver that does, such as LBFGS."
-            )
+            raise _refused(name, "does not minimise a scalar function, which is what an inner loss is")
+        if not hasattr(made, "update"):
+            raise _refused(name, "does not run in JAX, step by step")
 
     @property
     def symmetric(self) -> bool:
         made = self._made(_nothing)
-        unconstrained = getattr(made, "prox", None) in (None, sys.modules["jaxopt"].prox.prox_none)
-        return unconstrained and not any(
-            hasattr(made, name) for name in ("projection", "block_prox", "projection_grad")
-        )
+        if isinstance(made, sys.modules["jaxopt"].GradientDescent):  # a proximal gradient but for its condition
+            return True
+        return not any(hasattr(made, name) for name in ("prox", "projection", "block_prox", "projection_grad"))
 
     def solve(self, problem, x, y0, task, key, grad=inner_gradient, scan=jax.lax.scan):
         _plain(self, grad, scan)
@@ -150,6 +149,13 @@ class OptimistixSolver(AbstractInnerSolver):
 
     def residual(self, problem, x, y, task, key):
         return inner_gradient(problem, x, y, task, key)
+
+
+def _refused(name: object, why: str) -> InputError:
+    return InputError(
+        f"JaxoptSolver: {name} {why.rstrip('.')}. Minimisers of a function of y serve: LBFGS, BFGS, NonlinearCG, "
+        "GradientDescent, ProximalGradient(prox=...), ProjectedGradient(projection=...), LBFGSB."
+    )
 
 
 def _nothing(y: Inner, x: Outer, task: Task, key: Key) -> Any:

@@ -13,8 +13,8 @@ import optax
 from jax.interpreters.partial_eval import dce_jaxpr
 from jaxtyping import PyTree
 
-from .adjoints import AbstractAdjoint, Unroll, solved
-from .errors import ComputationError, HypergradientWarning, InputError, count
+from .adjoints import AbstractAdjoint, Unroll, check_parts, solved
+from .errors import ComputationError, HypergradientWarning, InputError, count, kind
 from .estimators import Nested, WarmStarted, warmed
 from .info import Certificate, Info, Result, all_finite, norm
 from .method import Method
@@ -51,9 +51,10 @@ def hypergradient(
     they are.
 
     **Raises:** `TypeError`, before compilation, for an `x` or y that has no gradient, or for a loss that is no scalar;
-    `InputError` and `ComputationError` where `strict`.
+    `InputError` for what is no problem, solver or adjoint; it and `ComputationError` where `strict`.
     """
     count("restarts", restarts, 1)
+    check_parts(problem, solver, adjoint)
     x = canonical(x, "x")
     check_problem(problem, x, task, key)
     check_influence(problem, solver, adjoint, x, task, key, strict)
@@ -87,7 +88,10 @@ def reduced(
     As the `inner_loss` of another problem it makes a problem of three levels:
 
         inner_loss=lambda x, y, task, key: reduced(lowest, solver, adjoint)((x, y), task, key)
+
+    **Raises:** `InputError` for what is no problem, solver or adjoint.
     """
+    check_parts(problem, solver, adjoint)
     return lambda x, task, key: solved(problem, solver, adjoint, x, task, key)[0]
 
 
@@ -122,7 +126,7 @@ def check_influence(
 _REMEDIES = (
     (Result.inner_not_stationary, "Take more inner steps or another solver, or differentiate the steps (Unroll)."),
     (Result.linear_breakdown, "The system is singular, or the solver does not suit it: add damping, or take another."),
-    (Result.negative_curvature, "Solve further, from another start, or add damping to the linear system."),
+    (Result.negative_curvature, "Solve further or from another start; damping does not make y a minimum."),
     (Result.series_diverged, "Lower the scale of Neumann, or leave it out: then it is estimated."),
     (Result.nonfinite, "Lower the inner learning rate, and look at the losses."),
 )
@@ -189,9 +193,12 @@ def solve(
 
     **Warns:** as `hypergradient`; once for all steps.
 
-    **Raises:** `InputError` for negative `steps`; otherwise as `hypergradient`.
+    **Raises:** `InputError` for negative `steps` or what is no optimizer; otherwise as `hypergradient`.
     """
     count("steps", steps, 0)
+    check_parts(problem, solver, adjoint)
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise InputError(f"optimizer is {kind(optimizer)}: an optax transformation such as optax.adam(1e-2) is wanted.")
     x0 = canonical(x0, "x0")
     check_problem(problem, x0, task, key)
     check_influence(problem, solver, adjoint, x0, task, key, strict)

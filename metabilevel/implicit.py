@@ -14,6 +14,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
+from jax.interpreters.partial_eval import dce_jaxpr
 from jaxtyping import Array, PyTree
 
 from .adjoints import AbstractAdjoint
@@ -45,7 +46,8 @@ class Implicit(AbstractAdjoint):
     """Implicit differentiation at the y that the solver reached, taken for a zero of its residual.
 
     The start y0, step sizes and numbers of steps have no part in it: their hypergradient is zero. Where y is not
-    stationary the result is wrong, and says so: `Result.inner_not_stationary`.
+    stationary the result is wrong, and says so: `Result.inner_not_stationary`; as it does where the inner loss curves
+    downwards along v or along its gradient: `Result.negative_curvature`.
 
     A Hessian product is the derivative, linearised once, of the gradient (forward over reverse), where the residual's
     derivative is known to be symmetric; its transposed derivative elsewhere.
@@ -110,20 +112,25 @@ class Implicit(AbstractAdjoint):
 
         size = lambda a: jnp.linalg.norm(a)
         ratio = lambda a, b: jnp.where(b == 0, 0, a / b)
-        missing = system.b - system.matvec(v)
-        linear = ratio(size(missing), size(system.b))
         away = ravel_pytree(r)[0]
-        along = size(away) ** 2 / jnp.abs(away @ system.matvec(away))  # 1 / the curvature along r; that along v beside
+        pushed, answer = system.matvec(away), system.matvec(v)
+        missing = system.b - answer
+        linear = ratio(size(missing), size(system.b))
+        along = size(away) ** 2 / jnp.abs(away @ pushed)  # 1 / the curvature along r; that along v beside
         gap = size(away) * jnp.maximum(along, ratio(size(v), size(system.b)))
         gap = jnp.where(size(away) == 0, 0, gap)
         distance = jnp.where(gap == 0, 0, gap / jnp.maximum(norm(y), norm(y0)))
         if solver.symmetric:
-            downwards = (v @ system.b < 0) & (result == Result.success)
-            result = Result.where(downwards, Result.negative_curvature, result)
+            steepest = jnp.maximum(ratio(size(pushed), size(away)), ratio(size(answer), size(v)))
+            noise = jnp.sqrt(jnp.finfo(v.dtype).eps) * steepest
+            downwards = (away @ pushed < -noise * size(away) ** 2) | (v @ answer < -noise * size(v) ** 2)
+            result = Result.where(downwards & (result == Result.success), Result.negative_curvature, result)
         stationary = (distance <= self.tolerance) | (gap <= jnp.finfo(gap.dtype).eps) | (result != Result.success)
         result = Result.where(stationary, result, Result.inner_not_stationary)
         solved = (linear < self.linear_tolerance) | (linear == 0) | (result != Result.success)
         result = Result.where(solved, result, Result.linear_breakdown)
+        if not _depends(lambda y: problem.objective(z, y, task, k_outer)[0], y):
+            result = Result.success  # the direct term is all there is, whatever y
         finite = all_finite(value, gradient)
         broken = ~finite & ((result == Result.success) | (result == Result.inner_not_stationary))
         bound = None
@@ -167,6 +174,12 @@ class Implicit(AbstractAdjoint):
             raise InputError(f"precondition: the inner solver {type(solver).__name__} has no optimizer's state.")
         (y, state), _ = solver.path(problem, x, (y0, solver.init(x, y0)), task, key)
         return y, self.precondition(state)
+
+
+def _depends(fn: Callable[[PyTree], Array], at: PyTree) -> bool:
+    """Whether `fn` uses its argument at all, by tracing."""
+    used = dce_jaxpr(jax.make_jaxpr(fn)(at).jaxpr, [True])[1]
+    return any(used)
 
 
 def _system(

@@ -190,6 +190,7 @@ class Dense(AbstractInverse):
 
     def __call__(self, system):
         _plain(self, system)
+        _factorised(self, system)
         n = len(system.b)
         a = _rows(system, jnp.arange(n)).T
         v = jnp.linalg.solve(a, system.b)
@@ -220,6 +221,7 @@ class Nystrom(AbstractInverse):
 
     def __call__(self, system):
         _plain(self, system)
+        _factorised(self, system)
         if not system.symmetric:
             raise InputError("Nystrom: this inner solver's residual is not known to have a symmetric derivative.")
         n = len(system.b)
@@ -274,6 +276,7 @@ class GMRES(AbstractInverse):
 
     def __call__(self, system):
         _plain(self, system)
+        _factorised(self, system)
         b, steps = system.b, min(self.steps, len(system.b))
         size = jnp.linalg.norm(b)
         floor = jnp.finfo(b.dtype).eps
@@ -374,6 +377,14 @@ def _rows(system: LinearSystem, which: Array) -> Float[Array, "k n"]:
 def _unless_broken(v: Vector, b: Vector) -> Result:
     broken = jnp.isfinite(b).all() & ~jnp.isfinite(v).all()
     return Result.where(broken, Result.linear_breakdown, Result.success)
+
+
+def _factorised(inverse: AbstractInverse, system: LinearSystem) -> None:
+    if system.b.dtype.itemsize < 4:
+        raise InputError(
+            f"{type(inverse).__name__}: y holds {system.b.dtype}, of which there is no factorisation. Let y be of "
+            "float32, or take ConjugateGradient, Neumann, BiCGSTAB or Identity."
+        )
 
 
 def _plain(inverse: AbstractInverse, system: LinearSystem) -> None:

@@ -1,6 +1,8 @@
 """Implicit hypergradients against closed forms, and what their certificates hold against them."""
 
 import dataclasses
+import subprocess
+import sys
 import warnings
 
 import jax
@@ -336,6 +338,43 @@ class TestCertificate:
         found = self.complaint("curves downwards", problem, jnp.ones(4), STAY, mb.Implicit(inverse))
         assert found.result == mb.Result.negative_curvature
 
+    @pytest.mark.parametrize("inverse", [mb.Identity(), mb.ConjugateGradient(1), mb.GMRES(1)])
+    @pytest.mark.parametrize("along", ["v", "the residual"])
+    def test_an_indefinite_hessian_under_a_short_linear_solve(self, inverse, along, x64):
+        """The saddle's way down, the last coordinate, is seen by v at the saddle, or by the gradient beside it."""
+        curvature = jnp.array([1.0, 2.0, 3.0, -2.5])
+        steep = jnp.array([0.1, 0.1, 0.1, 9.0]) if along == "v" else jnp.array([0.0, 1.0, 1.0, 0.1])
+        beside = jnp.zeros(4) if along == "v" else jnp.array([0.0, 0.0, 0.0, 1e-5])
+        problem = mb.BilevelProblem(
+            init=lambda x, task, key: x + beside,
+            inner_loss=lambda x, y, task, key: curvature @ (y - x) ** 2 / 2,
+            outer_loss=lambda x, y, task, key: steep @ y,
+        )
+        found = self.complaint("curves downwards", problem, jnp.ones(4), STAY, mb.Implicit(inverse))
+        assert found.result == mb.Result.negative_curvature
+
+    def test_a_flat_direction_is_no_saddle(self):
+        """Single precision: a Hessian of rank 2, and a gradient and a v among what rounding leaves of its kernel."""
+        rows = jnp.asarray(np.random.default_rng(0).normal(size=(2, 30)), jnp.float32)
+        problem = mb.BilevelProblem(
+            init=lambda x, task, key: jnp.linspace(-1.0, 1.0, 30),
+            inner_loss=lambda x, y, task, key: jnp.sum((rows @ y - x) ** 2),
+            outer_loss=lambda x, y, task, key: jnp.sum((y - 1) ** 2),
+        )
+        solver = mb.GradientDescent(optax.sgd(0.01), 300)
+        for inverse in (mb.Identity(), mb.ConjugateGradient(1), mb.Neumann(5)):
+            adjoint = mb.Implicit(inverse, linear_tolerance=np.inf)
+            mb.hypergradient(problem, jnp.ones(2), None, key=KEY, solver=solver, adjoint=adjoint, strict=True)
+
+    def test_an_outer_loss_that_y_has_no_part_in(self, x64):
+        """Its derivative is right, however far y is from a solution."""
+        problem, x = quadratic()[0], jnp.ones(4)
+        direct = dataclasses.replace(problem, outer_loss=lambda x, y, task, key: (x @ x, {"size": jnp.sum(y**2)}))
+        solver, adjoint = mb.GradientDescent(optax.sgd(0.5), 1), mb.Implicit(mb.ConjugateGradient(9))
+        _, gradient, info = mb.hypergradient(direct, x, None, key=KEY, solver=solver, adjoint=adjoint, strict=True)
+        np.testing.assert_allclose(gradient, 2 * x)
+        assert info.certificate.result == mb.Result.success
+
     def test_a_singular_hessian(self, x64):
         problem = mb.BilevelProblem(
             init=lambda x, task, key: jnp.zeros(2),
@@ -453,11 +492,73 @@ def test_solve_converges_by_implicit_steps(x64):
         (lambda: mb.JaxoptSolver("BacktrackingLineSearch"), "no optimality condition"),
         (lambda: mb.JaxoptSolver("FixedPointIteration"), "does not minimise"),
         (lambda: mb.JaxoptSolver("Broyden"), "does not minimise"),
+        (lambda: mb.JaxoptSolver("OSQP"), "OSQP cannot be made so: .* LBFGS, BFGS"),
+        (lambda: mb.JaxoptSolver("LBFGS", iterations=3), "LBFGS cannot be made so: .*'iterations'"),
+        (lambda: mb.JaxoptSolver("ScipyMinimize", method="BFGS"), "ScipyMinimize .*LBFGS, BFGS"),
+        (lambda: mb.JaxoptSolver("EqualityConstrainedQP"), "EqualityConstrainedQP .*LBFGS, BFGS"),
+        (lambda: mb.WarmStarted(quadratic()[0], STAY, mb.Unroll(), slots=0), "slots = 0"),
     ],
 )
 def test_wrong_arguments_are_refused(make, message):
     with pytest.raises(mb.InputError, match=message):
         make()
+
+
+WRONG_PARTS = """
+import jax, optax, metabilevel as mb
+problem = mb.BilevelProblem(lambda x, t, k: x, lambda x, y, t, k: (y - x) ** 2, lambda x, y, t, k: y**2)
+descent, key = mb.GradientDescent(optax.sgd(0.1), 2), jax.random.key(0)
+hypergradient = lambda p, s, a: mb.hypergradient(p, 1.0, None, key=key, solver=s, adjoint=a)
+solve = lambda p, s, a, o=optax.sgd(0.1): mb.solve(p, 1.0, None, key=key, solver=s, adjoint=a, optimizer=o, steps=1)
+for call in (hypergradient, solve, mb.reduced, mb.Nested, mb.WarmStarted):
+    for parts in (
+        (problem, descent, mb.Implicit), (problem, descent, mb.ConjugateGradient(3)), (problem, descent, None),
+        (problem, mb.GradientDescent, mb.Unroll()), (problem, optax.sgd(0.1), mb.Unroll()), (abs, descent, mb.Unroll()),
+    ):
+        try:
+            call(*parts)
+        except mb.InputError as error:
+            print(error)
+try:
+    solve(problem, descent, mb.Unroll(), optax.sgd)
+except mb.InputError as error:
+    print(error)
+"""
+
+
+def test_a_part_of_another_kind_is_named():
+    """In a process of its own, where no type checker comes first."""
+    ran = subprocess.run([sys.executable, "-c", WRONG_PARTS], capture_output=True, text=True, check=True)
+    said = ran.stdout.splitlines()
+    adjoint, solver = "Unroll() or Implicit(ConjugateGradient(20)) is", "GradientDescent(optax.sgd(0.1), steps=10) is"
+    assert said == [
+        *5
+        * [
+            f"adjoint is the class Implicit: an instance such as {adjoint} wanted.",
+            f"adjoint is of type ConjugateGradient: an instance such as {adjoint} wanted.",
+            f"adjoint is of type NoneType: an instance such as {adjoint} wanted.",
+            f"solver is the class GradientDescent: an instance such as {solver} wanted.",
+            f"solver is of type GradientTransformationExtraArgs: an instance such as {solver} wanted.",
+            "problem is of type builtin_function_or_method: an instance such as BilevelProblem(init, inner_loss, "
+            "outer_loss) is wanted.",
+        ],
+        "optimizer is of type function: an optax transformation such as optax.adam(1e-2) is wanted.",
+    ]
+
+
+@pytest.mark.parametrize("inverse", [mb.Dense(), mb.Nystrom(2), mb.GMRES(5), mb.ConjugateGradient(9)])
+def test_half_precision_is_for_products_alone(inverse):
+    half = mb.BilevelProblem(
+        init=lambda x, task, key: jnp.ones(3, jnp.float16),
+        inner_loss=lambda x, y, task, key: jnp.sum((y - x.astype(y.dtype)) ** 2),
+        outer_loss=lambda x, y, task, key: jnp.sum(y.astype(x.dtype) ** 2) / 2,
+    )
+    find = lambda: mb.hypergradient(half, jnp.ones(3), None, key=KEY, solver=STAY, adjoint=mb.Implicit(inverse))[1]
+    if isinstance(inverse, mb.ConjugateGradient):
+        np.testing.assert_allclose(find(), 1, rtol=1e-2)
+    else:
+        with pytest.raises(mb.InputError, match=r"y holds float16.*float32"):
+            find()
 
 
 @pytest.mark.parametrize("inverse", [mb.Dense(), mb.Nystrom(2), mb.GMRES(5)])
