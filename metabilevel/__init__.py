@@ -43,6 +43,9 @@ if TYPE_CHECKING:
     from .info import Info as Info
     from .info import Reached as Reached
     from .info import Result as Result
+    from .learned import LearnedOptimizer as LearnedOptimizer
+    from .learned import as_optax as as_optax
+    from .learned import load_optimizer as load_optimizer
     from .learner import Learner as Learner
     from .learner import classification as classification
     from .learner import regression as regression
@@ -104,6 +107,7 @@ _HOME = {
     "implicit": "Implicit SecondMoments",
     "info": "Certificate Info Reached Result",
     "linear": "AbstractInverse BiCGSTAB ConjugateGradient Dense GMRES Identity Lineax LinearSystem Neumann Nystrom",
+    "learned": "LearnedOptimizer as_optax load_optimizer",
     "learner": "Learner classification regression",
     "method": "Method",
     "networks": "AbstractNetwork ConvNet MLP",

@@ -19,6 +19,7 @@ COMMANDS = {
     "list": ("listing", "Installed methods, task families and reproductions."),
     "run": ("run", "Train a method on tasks, in a run directory."),
     "evaluate": ("evaluate", "Judge a run on fresh tasks."),
+    "export": ("export", "Write the optimizer that a run has learned to one file."),
     "diagnose": ("diagnose", "Look inside the adaptation of a run."),
     "repro": ("repro", "Reproductions of papers: list, show, run."),
     "data": ("data", "Data sets: list, fetch, verify."),

@@ -18,8 +18,8 @@ from typing import Any
 from .errors import InputError, PluginError, did_you_mean
 from .schema import configure, options, positional
 
-METHODS, TASKS, REPRO, DATA = (f"metabilevel.{kind}" for kind in ("methods", "tasks", "repro", "data"))
-KINDS = {METHODS: "method", TASKS: "task family", REPRO: "reproduction", DATA: "data set"}
+METHODS, TASKS, RULES, REPRO, DATA = (f"metabilevel.{kind}" for kind in ("methods", "tasks", "rules", "repro", "data"))
+KINDS = {METHODS: "method", TASKS: "task family", RULES: "rule", REPRO: "reproduction", DATA: "data set"}
 OFF = "METABILEVEL_PLUGINS_OFF"
 
 

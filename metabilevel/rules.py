@@ -5,6 +5,7 @@ import abc
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import PyTree
 
 from .errors import InputError
@@ -42,15 +43,38 @@ class RuleDescent(AbstractIterativeSolver):
         return True
 
     def init(self, x, y):
-        require_fit(self.rule, x, y)
-        return self.rule.start(x, y)
+        return transformation(self.rule, x).init(y)
 
     def step(self, x, gradient_fn, y, state):
-        updates, state = self.rule.update(x, gradient_fn(y), state, y)
-        return jax.tree.map(lambda a, u: a + u.astype(a.dtype), y, updates), state
+        updates, state = transformation(self.rule, x).update(gradient_fn(y), state, y)
+        return optax.apply_updates(y, updates), state
 
     def residual(self, problem, x, y, task, key):
         return inner_gradient(problem, x, y, task, key)
+
+
+def transformation(rule: AbstractRule, x: Outer) -> optax.GradientTransformation:
+    """`rule` with the weights x. It computes in the widest type among x and y; updates have the types of y.
+
+    **Raises:** `InputError`, at `init` as `require_fit`, and at `update` where the parameters y are missing.
+    """
+
+    def widest(params: Inner, *trees: PyTree) -> tuple[PyTree, ...]:
+        dtype = jnp.result_type(*jax.tree.leaves((x, params)))
+        return jax.tree.map(lambda a: jnp.asarray(a, dtype), trees)
+
+    def init(params: Inner) -> PyTree:
+        require_fit(rule, x, params)
+        return rule.start(*widest(params, x, params))
+
+    def update(updates: Inner, state: PyTree, params: Inner | None = None) -> tuple[Inner, PyTree]:
+        if params is None:
+            raise InputError("A learned optimizer needs the parameters: update(gradients, state, params).")
+        weights, gradients, y = widest(params, x, updates, params)
+        updates, state = rule.update(weights, gradients, state, y)
+        return jax.tree.map(lambda u, a: u.astype(a.dtype), updates, params), state
+
+    return optax.GradientTransformation(init, update)
 
 
 def require_fit(rule: AbstractRule, x: Outer, y: Inner) -> None:

@@ -1,14 +1,9 @@
 """Checkpoints of a pytree: written atomically, verified when read, and free of pickled code.
 
-A file is an envelope:
-
-    magic | length of the header, 8 bytes | header, JSON | sha256 of the header | body
-
-The header holds the step, the caller's metadata, the sha256 of the body, and the path, the kind and the size of each
-leaf; the body is the bytes of the leaves, one after the other. A flipped bit anywhere is found.
+A file is an `envelope`. Its header holds the step, the caller's metadata, and the path, the kind and the size of each
+leaf; its body is the bytes of the leaves, one after the other.
 """
 
-import hashlib
 import re
 import warnings
 from collections.abc import Mapping
@@ -18,10 +13,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import CheckpointError
-from .files import dumps, loads, replace
+from .envelope import seal, unseal
 from .leaves import decode, encode, flatten, kind
 
-MAGIC = b"metabilevel checkpoint 1\n"
+FORMAT = ("checkpoint", 1)
 KEPT = 2
 
 
@@ -43,19 +38,10 @@ def save(folder: Path, step: int, tree: Any, metadata: Mapping[str, Any]) -> Pat
     leaves = flatten(tree)[0]
     kinds = [(name, kind(name, leaf)) for name, leaf in leaves.items()]
     parts = [encode(leaf) for leaf in leaves.values()]
-    body = b"".join(parts)
-    header = dumps(
-        {
-            "step": step,
-            "metadata": metadata,
-            "sha256": hashlib.sha256(body).hexdigest(),
-            "leaves": kinds,
-            "sizes": [len(part) for part in parts],
-        }
-    ).encode()
+    fields = {"step": step, "metadata": metadata, "leaves": kinds, "sizes": [len(part) for part in parts]}
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{step:08d}.ckpt"
-    replace(path, MAGIC, len(header).to_bytes(8, "little"), header, hashlib.sha256(header).digest(), body)
+    seal(path, *FORMAT, fields, b"".join(parts))
     held = checkpoints(folder)
     newest = held[: held.index(path) + 1][-KEPT:]
     for other in set(held) - set(newest):
@@ -74,7 +60,7 @@ def restore(folder: Path, like: Any) -> Restored:
     paths = checkpoints(folder)
     for path in reversed(paths):
         try:
-            header, body = _opened(path)
+            header, body = unseal(path, *FORMAT)
         except (OSError, ValueError) as error:
             warnings.warn(f"The checkpoint {path} is damaged ({error}); the one before it is tried.", stacklevel=2)
         else:
@@ -90,21 +76,6 @@ def checkpoints(folder: Path) -> list[Path]:
 
 def _step(path: Path) -> int:
     return int(path.stem)
-
-
-def _opened(path: Path) -> tuple[dict[str, Any], bytes]:
-    """Header and body of an intact file; a `ValueError` says what is damaged."""
-    content, start = path.read_bytes(), len(MAGIC) + 8
-    if not content.startswith(MAGIC):
-        raise ValueError("it does not begin as a checkpoint does")
-    stop = start + int.from_bytes(content[len(MAGIC) : start], "little")
-    header, checksum, body = content[start:stop], content[stop : stop + 32], content[stop + 32 :]
-    if checksum != hashlib.sha256(header).digest():
-        raise ValueError("its header fails the checksum")
-    fields = loads(header.decode())
-    if fields["sha256"] != hashlib.sha256(body).hexdigest():
-        raise ValueError("its body fails the checksum")
-    return fields, body
 
 
 def _filled(path: Path, header: dict[str, Any], body: bytes, like: Any) -> Any:
