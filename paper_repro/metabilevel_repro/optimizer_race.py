@@ -52,15 +52,25 @@ def ahead(problem: str, step: int) -> str:
     return f"{problem}, best hand-made less LSTM, step {step}"
 
 
+def tuned_rate(problem: str, optimizer: str, grid: tuple[float, ...]) -> str:
+    """The name of the row with the rate that was chosen."""
+    return f"{problem}, {optimizer}, tuned rate (of {', '.join(f'{each:g}' for each in grid)})"
+
+
 def experiment(s: Settings, lab: Lab) -> Outcome:
     """Trains the LSTM, then lets it run beside the tuned optimizers on every problem."""
+    return race(s, lab)[1]
+
+
+def race(s: Settings, lab: Lab) -> tuple[Any, Outcome]:
+    """The weights of the LSTM, and what `experiment` gives."""
     import optax
 
     families = {problem: mb.load_tasks(s.family)(**options) for problem, options in s.problems.items()}
     tasks = next(iter(families.values()))
     rate = optax.cosine_decay_schedule(s.learning_rate, s.updates)
     trained = lab.fit(
-        "meta-training", _method("lstm", tasks, s), tasks, optax.adam(rate), steps=s.updates, meta_batch=s.meta_batch,
+        "meta-training", racer("lstm", tasks, s), tasks, optax.adam(rate), steps=s.updates, meta_batch=s.meta_batch,
         every=s.updates // s.checks, validation=s.validation, on_nonfinite="mask",
     )  # fmt: skip
     measured, panels = {"meta-training, seconds": lab.stages[-1].seconds}, []
@@ -69,7 +79,7 @@ def experiment(s: Settings, lab: Lab) -> Outcome:
         found, curves = _race(problem, family, length, trained, s, lab)
         measured |= found
         panels.append(Panel(problem, "step", "loss", curves, log="y"))
-    return Outcome(measured, panels)
+    return trained, Outcome(measured, panels)
 
 
 def _race(
@@ -83,11 +93,11 @@ def _race(
     read = [step for step in s.read if step <= length]
     steps = sorted({*range(0, length + 1, max(1, length // POINTS)), *read})
     for optimizer, grid in s.rates.items():
-        name, method = NAMES[optimizer], _method("hand-made", tasks, s, optimizer=optimizer)
+        name, method = NAMES[optimizer], racer("hand-made", tasks, s, optimizer=optimizer)
         best = _tuned(f"{problem}, {name}", method, tasks, grid, s, lab)
-        measured[f"{problem}, {name}, tuned rate (of {', '.join(f'{each:g}' for each in grid)})"] = best
+        measured[tuned_rate(problem, name, grid)] = best
         losses[name] = _losses(method, {"log_rate": jnp.log(best)}, tasks, steps, s, lab)
-    losses[LSTM] = _losses(_method("lstm", tasks, s), trained, tasks, steps, s, lab)
+    losses[LSTM] = _losses(racer("lstm", tasks, s), trained, tasks, steps, s, lab)
     for step in read:
         at = {name: values[:, steps.index(step)] for name, values in losses.items()}
         measured |= {setting(problem, name, step): _interval(values) for name, values in at.items()}
@@ -100,9 +110,10 @@ def _race(
     return measured, curves
 
 
-def _method(plugin: str, tasks: mb.TaskDistribution, s: Settings, **options: Any) -> mb.Method:
+def racer(plugin: str, tasks: mb.TaskDistribution, s: Settings, **options: Any) -> mb.Method:
+    """The LSTM or a hand-made optimizer, on a problem."""
     options = s.lstm if plugin == "lstm" else options | {"window": s.horizon}
-    return mb.load_method(plugin)(tasks.subject, steps=s.horizon, **options)
+    return mb.loadracer(plugin)(tasks.subject, steps=s.horizon, **options)
 
 
 def _tuned(label: str, method: mb.Method, tasks: Any, grid: tuple[float, ...], s: Settings, lab: Lab) -> float:
