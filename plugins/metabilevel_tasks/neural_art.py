@@ -29,12 +29,12 @@ class Canvas(NamedTuple):
 class NeuralArt(mb.AbstractOptimizee):
     """f(y) = a content(y) + b style(y) + c variation(y) of the pixels y [size, size, 3] of a picture, with
 
-        content = mean (F_m(y) - F_m(photograph))^2 / mean F_m(painting)^2
+        content = mean (F_m(y) - F_m(photograph))^2 / (mean F_m(photograph)^2 + mean F_m(painting)^2)
         style = mean over l of   mean (G_l(y) - G_l(painting))^2 / mean G_l(painting)^2,   G_l = F_l' F_l / pixels
         variation = mean of the squared differences of neighbours
 
-    F_l [pixels, channels] is the first map of block l of `net`, and m the last block but one. All are means, and of
-    the painting's scale: they are comparable between resolutions and nets.
+    F_l [pixels, channels] is the first map of block l of `net`, and m the last block but one. All are means, and
+    relative ones: they are comparable between resolutions and nets.
     """
 
     net: FeatureNet
@@ -66,7 +66,7 @@ class NeuralArt(mb.AbstractOptimizee):
     def terms(self, y: Any, task: Canvas) -> mb.problem.Metrics:
         """Content, style and variation, without their factors."""
         maps = self.net.maps(y)
-        content = jnp.mean((shown(maps) - task.map) ** 2) / self.energy
+        content = jnp.mean((shown(maps) - task.map) ** 2) / (jnp.mean(task.map**2) + self.energy)
         styles = [jnp.mean((gram(f) - g) ** 2) / jnp.mean(g**2) for f, g in zip(maps, self.grams, strict=True)]
         variation = (jnp.mean(jnp.diff(y, axis=0) ** 2) + jnp.mean(jnp.diff(y, axis=1) ** 2)) / 2
         return {"content": content, "style": jnp.stack(styles).mean(), "variation": variation}
@@ -112,9 +112,9 @@ def neural_art(
     *,
     style: Literal["starry_night", "the_scream", "shipwreck_of_the_minotaur", "great_wave"] = "starry_night",
     size: Literal[64, 128] = 64,
-    content_factor: float = 1.0,
+    content_factor: float = 0.5,
     style_factor: float = 1.0,
-    variation_factor: float = 1.0,
+    variation_factor: float = 3.0,
     weights: str | None = None,
     seed: int = 0,
 ) -> Photographs:
@@ -122,7 +122,7 @@ def neural_art(
     arXiv:1508.06576; as a task of learned optimizers: Andrychowicz et al. 2016, arXiv:1606.04474, section 3.4).
 
     The loss is the sum of a content term, a style term by Gram matrices, and the variation of neighbouring pixels, of
-    the maps of a convolutional net; each layer's terms are means relative to the painting's. The crops do not overlap:
+    the maps of a convolutional net; all are relative means. The crops do not overlap:
     of 64 pixels there are 24 in a photograph, of 128 six. Photographs of odd numbers train, numbers 2, 6, 10, ... are
     for validation, and 4, 8, 12, ... for the test.
 
