@@ -4,7 +4,8 @@
 
 over the path of an iterative solver of T steps, the horizon. A batch has one run for each of its tasks. Every call
 walks each run one window further; a run that is at its end, or whose loss or direction was not finite, begins anew
-with the task that is then given. So a direction belongs to the part of L that lies in the window.
+with the task that is then given. So a direction belongs to the part of L that lies in the window. The metrics are
+those after its last step.
 """
 
 from collections.abc import Callable
@@ -273,9 +274,9 @@ def _difference(e: Outer, losses: Array, deviation: float) -> Outer:
 
 
 def _clipped(gradient: Outer, clip: float | None) -> tuple[Outer, Metrics]:
-    """`gradient`, no longer than `clip`, and whether it was."""
+    """`gradient`, no longer than `clip`, and whether it was; NaN where its length is not finite, so that it fails."""
     if clip is None:
         return gradient, {}
     length = norm(gradient)
-    scale = jnp.minimum(1, clip / length)
+    scale = jnp.where(jnp.isfinite(length), jnp.minimum(1, clip / length), jnp.nan)
     return jax.tree.map(lambda a: a * scale.astype(a.dtype), gradient), {"clipped": (length > clip).astype(float)}
