@@ -38,12 +38,12 @@ class AdafacMLP(AbstractMLP):
             "momentum": (3, *shape), "square": (1, *shape), "row": without(largest), "column": without(second)
         }  # fmt: skip
 
-    def observe(self, decays: Any, g: Any, y: Any, kept: Any) -> tuple[list[Any], Any]:
-        features, new = moments(decays, g, y, kept)
+    def observe(self, rates: Any, g: Any, y: Any, kept: Any) -> tuple[list[Any], Any]:
+        features, new = moments(rates, g, y, kept)
         second, largest = _factored(g.shape)
         mean = lambda axes: jnp.mean(g**2, axes, keepdims=True)
-        row = averaged(decays["factored"], kept["row"], mean(largest))
-        column = averaged(decays["factored"], kept["column"], mean(second))
+        row = averaged(rates["factored"], kept["row"], mean(largest))
+        column = averaged(rates["factored"], kept["column"], mean(second))
         total = jnp.mean(row, tuple(1 + i for i in second), keepdims=True)
         inverse = jax.lax.rsqrt((row + 1e-9) / (total + 1e-9) * (column + 1e-9))
         roots = [jax.lax.rsqrt(row + 1e-8), jax.lax.rsqrt(column + 1e-8)]

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from equinox import AbstractVar
 from jax.flatten_util import ravel_pytree
 
@@ -39,8 +40,9 @@ class AbstractMLP(mb.AbstractRule):
         """The shapes of what is kept of an array of that shape."""
 
     @abc.abstractmethod
-    def observe(self, decays: Any, g: Any, y: Any, kept: Any) -> tuple[list[Any], Any]:
-        """The features of an array y, arrays [number, ...] that broadcast to its shape, and what is now kept of it."""
+    def observe(self, rates: Any, g: Any, y: Any, kept: Any) -> tuple[list[Any], Any]:
+        """The features of an array y, arrays [number, ...] that broadcast to its shape, and what is now kept of it;
+        `rates` are 1 - decay."""
 
     def init(self, y: Any, key: Any) -> Any:
         sizes = [self.features + len(TIMESCALES), *[self.units] * self.layers, 2]
@@ -58,11 +60,11 @@ class AbstractMLP(mb.AbstractRule):
 
     def update(self, x: Any, gradients: Any, state: Any, y: Any) -> Any:
         flat, unravel = ravel_pytree(gradients)
-        logits = {name: jax.scipy.special.logit(jnp.asarray(each)) for name, each in self.decays.items()}
-        decays = {name: jax.nn.sigmoid(logits[name] + 10 * w) for name, w in x["decays"].items()}
+        logit = lambda each, w: jnp.asarray(np.log(1 / np.array(each) - 1), w.dtype)  # of 1 - decay, which is small
+        rates = {name: jax.nn.sigmoid(logit(self.decays[name], w) - 10 * w) for name, w in x["decays"].items()}
         columns, averages = [], []
         for g, a, kept in zip(jax.tree.leaves(gradients), jax.tree.leaves(y), state["averages"], strict=True):
-            features, kept = self.observe(decays, g, a, kept)
+            features, kept = self.observe(rates, g, a, kept)
             rows = jnp.concatenate([jnp.broadcast_to(f, (len(f), *g.shape)).reshape(len(f), g.size) for f in features])
             columns.append(rows * jax.lax.rsqrt(jnp.mean(rows**2, 1, keepdims=True) + 1e-5))
             averages.append(kept)
@@ -77,15 +79,14 @@ class AbstractMLP(mb.AbstractRule):
         return unravel(step.astype(flat.dtype)), {"averages": averages, "steps": state["steps"] + 1}
 
 
-def averaged(decays: Any, old: Any, new: Any) -> Any:
-    """The next of the exponential averages `old` [decays, ...] of what is `new` [...] now."""
-    d = decays.reshape(-1, *[1] * new.ndim)
-    return d * old + (1 - d) * new
+def averaged(rates: Any, old: Any, new: Any) -> Any:
+    """The next of the exponential averages `old` [rates, ...] of what is `new` [...] now."""
+    return old + rates.reshape(-1, *[1] * new.ndim) * (new - old)
 
 
-def moments(decays: Any, g: Any, y: Any, kept: Any) -> tuple[list[Any], Any]:
+def moments(rates: Any, g: Any, y: Any, kept: Any) -> tuple[list[Any], Any]:
     """g, y, averages m of g and v of g^2, 1 / sqrt(v), m / sqrt(v); and the averages."""
-    m, v = averaged(decays["momentum"], kept["momentum"], g), averaged(decays["square"], kept["square"], g**2)
+    m, v = averaged(rates["momentum"], kept["momentum"], g), averaged(rates["square"], kept["square"], g**2)
     inverse = jax.lax.rsqrt(v + 1e-6)
     return [g[None], y[None], m, v, inverse, m * inverse], {"momentum": m, "square": v}
 
@@ -114,8 +115,8 @@ class MLPOptimizer(AbstractMLP):
     def averages(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
         return {"momentum": (3, *shape), "square": (1, *shape)}
 
-    def observe(self, decays: Any, g: Any, y: Any, kept: Any) -> tuple[list[Any], Any]:
-        return moments(decays, g, y, kept)
+    def observe(self, rates: Any, g: Any, y: Any, kept: Any) -> tuple[list[Any], Any]:
+        return moments(rates, g, y, kept)
 
 
 mlp_optimizer = method_of(MLPOptimizer)
