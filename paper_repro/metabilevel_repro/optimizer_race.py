@@ -113,7 +113,7 @@ def _race(
 def racer(plugin: str, tasks: mb.TaskDistribution, s: Settings, **options: Any) -> mb.Method:
     """The LSTM or a hand-made optimizer, on a problem."""
     options = s.lstm if plugin == "lstm" else options | {"window": s.horizon}
-    return mb.loadracer(plugin)(tasks.subject, steps=s.horizon, **options)
+    return mb.load_method(plugin)(tasks.subject, steps=s.horizon, **options)
 
 
 def _tuned(label: str, method: mb.Method, tasks: Any, grid: tuple[float, ...], s: Settings, lab: Lab) -> float:
