@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from .errors import InputError
-from .problem import Inner, Key, Metrics, Scalar, Task
+from .info import all_finite
+from .problem import Inner, Key, Metrics, Scalar, Task, canonical
 from .tasks import Split, TaskDistribution
 
 
@@ -54,10 +55,10 @@ class Given(AbstractOptimizee):
     @property
     def shapes(self) -> PyTree[jax.ShapeDtypeStruct]:
         key = jax.random.key(0)
-        return jax.eval_shape(lambda: self.start(self.draw(key), key))
+        return jax.eval_shape(lambda: self.init(self.draw(key), key))
 
     def init(self, task: Task, key: Key) -> Inner:
-        return self.start(task, key)
+        return canonical(self.start(task, key), "y0")
 
     def loss(self, y: Inner, task: Task, key: Key) -> Scalar:
         return self.function(y, task, key)
@@ -89,21 +90,24 @@ def from_function(
     - `sample(key) -> task`: what tells one function of the family from another, a pytree of arrays; they are all
       the same if it is not given.
 
-    **Raises:** `InputError` for a loss that gives no floating scalar, or a y0 or a loss there that is not finite.
+    **Raises:** `InputError` for a y0 that holds other than floating arrays, a loss that gives no floating scalar, or
+    where y0, the loss there or its gradient is not finite.
     """
     key = jax.random.key(0)
-    tasks = Drawn(Given(sample, init, loss))
     task = sample(key)
-    y = init(task, key)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(y):
-        where = jax.tree_util.keystr(path)
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-            raise InputError(f"init gives y{where} of type {jnp.result_type(leaf)}: floating arrays are wanted.")
-        if not jnp.isfinite(leaf).all():
-            raise InputError(f"init gives a y{where} that is not finite.")
-    value = jnp.asarray(loss(y, task, key))
-    if value.shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
-        raise InputError(f"loss gives {value.dtype}{list(value.shape)}: one floating scalar is wanted. Take a mean.")
-    if not jnp.isfinite(value):
-        raise InputError(f"loss is {value} at the y0 of init, where every optimizer starts: a finite one is wanted.")
-    return tasks
+    given = init(task, key)
+    try:
+        y = canonical(given, "y0")
+    except TypeError as error:
+        raise InputError(f"init: {error}") from error
+    out = eqx.filter_eval_shape(loss, y, task, key)
+    if not (isinstance(out, jax.ShapeDtypeStruct) and out.shape == () and jnp.issubdtype(out.dtype, jnp.floating)):
+        raise InputError(f"loss gives {out}: one floating scalar is wanted. Take the mean or the sum of a vector.")
+    value, gradient = jax.value_and_grad(loss)(y, task, key)
+    for name, tree in {"y0": y, "loss": value, "the gradient of loss": gradient}.items():
+        if not all_finite(tree):
+            raise InputError(
+                f"{name} is not finite at the y0 of init, where every optimizer starts: start elsewhere, or change the "
+                "loss there."
+            )
+    return Drawn(Given(sample, init, loss))
