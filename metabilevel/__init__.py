@@ -85,6 +85,8 @@ if TYPE_CHECKING:
     from .tasks import pooled as pooled
     from .tasks import sample_batch as sample_batch
     from .training import fit as fit
+    from .tuning import grid_search as grid_search
+    from .tuning import tune as tune
     from .windows import EvolutionStrategies as EvolutionStrategies
     from .windows import PersistentES as PersistentES
     from .windows import Truncated as Truncated
@@ -120,6 +122,7 @@ _HOME = {
     "solvers": "AbstractInnerSolver AbstractIterativeSolver ClosedForm Descent GradientDescent ProjectedGradient "
     "Trajectory",
     "tasks": "Data Episode TaskDistribution pooled sample_batch",
+    "tuning": "grid_search tune",
     "windows": "EvolutionStrategies PersistentES Truncated",
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names.split()}

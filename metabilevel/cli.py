@@ -20,6 +20,7 @@ COMMANDS = {
     "run": ("run", "Train a method on tasks, in a run directory."),
     "evaluate": ("evaluate", "Judge a run on fresh tasks."),
     "export": ("export", "Write the optimizer that a run has learned to one file."),
+    "compare": ("compare", "Race learned optimizers against tuned hand-made ones."),
     "diagnose": ("diagnose", "Look inside the adaptation of a run."),
     "repro": ("repro", "Reproductions of papers: list, show, run."),
     "data": ("data", "Data sets: list, fetch, verify."),

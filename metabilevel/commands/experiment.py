@@ -25,7 +25,7 @@ from ..storage.runs import PathLike, Run
 from ..tasks import Split, TaskDistribution
 from ..training import TrainState, start, train
 from .interrupts import Interrupted, Interrupts
-from .judgement import Judgement
+from .judgement import Judgement, numbers
 from .output import note
 
 OPTIMIZERS: dict[str, Callable[[float], optax.GradientTransformation]] = {
@@ -74,10 +74,10 @@ class Experiment:
         """
         if config.optimizer not in OPTIMIZERS:
             raise InputError(f"optimizer = {config.optimizer!r}: one of {', '.join(OPTIMIZERS)}.")
-        tasks = _made(TASKS, config.tasks, load_tasks, TaskDistribution)
+        tasks = made(TASKS, config.tasks, load_tasks, TaskDistribution)
         if config.meta_batch is None:
             config = replace(config, meta_batch=1 if tasks.single else META_BATCH)
-        method = _made(METHODS, config.method, load_method, Method, tasks.subject)
+        method = made(METHODS, config.method, load_method, Method, tasks.subject)
         built = cls(config, method, tasks, OPTIMIZERS[config.optimizer](config.learning_rate))
         eqx.filter_eval_shape(start, *built._beginning())
         return built
@@ -198,7 +198,7 @@ class Experiment:
             task_chunk=task_chunk or self.config.options.get("task_chunk"),
             progress=progress,
         )
-        return Judgement(step, split, episodes, seed, self.protocol, as_rows(scores))
+        return Judgement(step, split, episodes, seed, self.protocol, as_rows(scores), numbers(x))
 
     @property
     def meta_batch(self) -> int:
@@ -210,7 +210,7 @@ class Experiment:
         return self.method, self.tasks, self.optimizer, jax.random.key(self.config.seed), self.meta_batch, validated
 
 
-def _made(group: str, plugin: Plugin, load: Callable[[str], Callable[..., Any]], kind: type, *subject: Any) -> Any:
+def made(group: str, plugin: Plugin, load: Callable[[str], Callable[..., Any]], kind: type, *subject: Any) -> Any:
     """What the factory of `plugin` makes."""
     name = f"{plugin.distribution}:{plugin.name}"
     factory = load(name)

@@ -23,13 +23,21 @@ def command(run: Path, out: Path, as_json: bool) -> None:
     RUN is a run directory. `metabilevel.load_optimizer` reads the file, and `metabilevel.as_optax` makes an optax
     transformation of it.
     """
-    experiment, found = Experiment.restored(run)
-    try:
-        learned = LearnedOptimizer.of(experiment.method, found.tree.chosen)
-    except InputError as error:
-        raise InputError(f"The run in {run} is of {experiment.config.method.name}: {error}") from error
+    learned, step = learned_in(run)
     learned.save(out)
-    rule, step = plugin_of(learned.rule), found.tree.chosen_step
+    rule = plugin_of(learned.rule)
     count = sum(a.size for a in jax.tree.leaves(learned.weights))
     document = {"run": str(run), "step": step, "file": str(out), "rule": asdict(rule), "weights": count}
     show(as_json, document, f"{rule.name}, {count:,} weights, of step {step}, is in {out}")
+
+
+def learned_in(run: Path) -> tuple[LearnedOptimizer, int]:
+    """What the run directory holds at its newest checkpoint, and the step that it is of.
+
+    **Raises:** `InputError` for a run of another kind of method, and as `Experiment.restored`.
+    """
+    experiment, found = Experiment.restored(run)
+    try:
+        return LearnedOptimizer.of(experiment.method, found.tree.chosen), found.tree.chosen_step
+    except InputError as error:
+        raise InputError(f"The run in {run} is of {experiment.config.method.name}: {error}") from error
