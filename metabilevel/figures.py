@@ -61,17 +61,23 @@ class Panel:
     images: Sequence[Image] = ()
 
 
-def draw(path: Path, title: str, panels: Sequence[Panel], columns: int = 3) -> None:
-    """Draws `panels` row by row into the PNG file `path`. A legend is repeated only where it has something to add."""
+MANY = 5  # names in a legend, above which it would hide curves
+
+
+def draw(path: Path, title: str, panels: Sequence[Panel]) -> None:
+    """Draws `panels` into the PNG file `path`, in rows of three, or two rows of two.
+
+    A legend is repeated only where it has something to add. A long one stands below all panels.
+    """
     from matplotlib.figure import Figure
 
-    columns = min(columns, len(panels))
+    columns = 2 if len(panels) == 4 else min(3, len(panels))
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(4.6 * columns, 3.5 * rows + 0.4), layout="constrained")
     figure.suptitle(title, fontsize=13, fontweight="bold")
     names = [curve.name for panel in panels for curve in panel.curves if curve.style in ("line", "paper", "points")]
     colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(dict.fromkeys(names))}
-    explained = set()
+    explained, below = set(), {}
     for i, panel in enumerate(panels):
         axes = figure.add_subplot(rows, columns, i + 1)
         if panel.images:
@@ -79,9 +85,18 @@ def draw(path: Path, title: str, panels: Sequence[Panel], columns: int = 3) -> N
             continue
         _draw_panel(axes, panel, colours)
         alone = len(panel.curves) == 1 and panel.curves[0].style == "points"  # the title says what they are
-        if not alone and not explained.issuperset(axes.get_legend_handles_labels()[1]):
-            explained.update(axes.get_legend_handles_labels()[1])
+        handles, labels = axes.get_legend_handles_labels()
+        if alone or explained.issuperset(labels):
+            continue
+        explained.update(labels)
+        if len(labels) > MANY:
+            below |= dict(zip(labels, handles, strict=True))
+        else:
             axes.legend(fontsize=8, framealpha=0.85, edgecolor="none")
+    if below:
+        beside = 2 * columns
+        figure.set_figheight(figure.get_figheight() + 0.2 * -(-len(below) // beside))
+        figure.legend(below.values(), below, loc="outside lower center", ncols=beside, fontsize=8, edgecolor="none")
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=150)
     replace(path, picture.getvalue())
@@ -132,6 +147,8 @@ def _draw_panel(axes: "Axes", panel: Panel, colours: dict[str, str]) -> None:
             axis.set_major_locator(LogLocator(subs=subs) if high > 4 * low else MaxNLocator(5))
             axis.set_major_formatter(StrMethodFormatter("{x:g}"))
             axis.set_minor_formatter(NullFormatter())
+        elif values and all(float(value).is_integer() for value in values):
+            axis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True))
     if panel.ticks is not None:
         axes.set_xticks(range(len(panel.ticks)), panel.ticks, rotation=30, ha="right", rotation_mode="anchor")
     axes.grid(alpha=0.3, linewidth=0.6)

@@ -1,10 +1,11 @@
 """What a hypergradient says of itself: losses, metrics, and the certificate that it can be trusted."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, PyTree
 
 from .problem import Inner, Metrics, Scalar
@@ -19,6 +20,18 @@ class Result(eqx.Enumeration):
     negative_curvature = "the inner loss curves downwards: y is no minimum, or the linear solver needs one"
     series_diverged = "the Neumann series diverges: its scale times the largest eigenvalue is not safely below 2"
     nonfinite = "the loss, a metric of the solve or the gradient is not finite"
+
+
+def _shown(module: eqx.Module) -> str:
+    """As equinox prints a module, but with the value of every scalar that is known."""
+
+    def known(a: Any) -> Any:
+        if not eqx.is_array(a) or a.ndim or isinstance(a, Tracer):
+            return a
+        return float(f"{a.item():.4g}") if jnp.issubdtype(a.dtype, jnp.floating) else a.item()
+
+    item = lambda a: isinstance(a, type(Result.success))
+    return eqx.tree_pformat(jax.tree.map(known, module, is_leaf=item))
 
 
 class Certificate(eqx.Module):
@@ -43,6 +56,9 @@ class Certificate(eqx.Module):
     error_bound: Float[Array, "*tasks"] | None = None
     spread: Float[Array, ""] | None = None
 
+    def __repr__(self) -> str:
+        return _shown(self)
+
 
 class Reached(NamedTuple):
     """What one hypergradient reached beside its gradient: F, its metrics, y, and the certificate."""
@@ -65,6 +81,9 @@ class Info(eqx.Module):
     certificate: Certificate
     finite: Bool[Array, "*tasks"]
     inner: Inner = None
+
+    def __repr__(self) -> str:
+        return _shown(self)
 
     @property
     def failed(self) -> Array:

@@ -94,6 +94,21 @@ def test_a_gradient_that_is_not_finite_says_so(key):
     assert not info.finite
 
 
+def test_info_prints_its_numbers(key):
+    problem, _, _ = quadratic()
+    _, _, info = mb.hypergradient(problem, jnp.ones(4), None, key=key, solver=SOLVERS["no-steps"])
+    said = repr(info)
+    assert f"loss={float(f'{info.loss.item():.4g}')}," in said
+    assert "inner_residual=2.0," in said
+    assert "finite=True" in said
+    assert "nothing speaks against it" in said
+    assert "inner=f32[4]" in said
+    assert len(said) < 500
+    traced = []
+    jax.jit(lambda info: traced.append(repr(info)))(info)
+    assert "inner_residual=f32[]" in traced[0]
+
+
 def test_an_outer_loss_without_a_slope_is_refused(key):
     tasks = mb.load_tasks("sinusoid")()
     method = mb.load_method("maml")(tasks.subject)

@@ -3,13 +3,18 @@
 import json
 import math
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 from rich.console import Console
 
 from metabilevel import InputError, Interval
+from metabilevel.commands.repro import command as repro
 from metabilevel.findings import Measured
 from metabilevel.reproduction import Claim, Curve, Lab, Outcome, Panel, Published, Report, Reproduction, Scale, percent
 
@@ -144,6 +149,20 @@ def test_the_table_shows_numbers_claims_and_departures(report):
     for text in ("0.5 ± 0.25", "1.00 ± 0.10", "+0.50", "Figure 2, read by eye", "did not hold", "not measured",
                  "It is made up.", "inf ± nan"):  # fmt: skip
         assert text in shown.get(), text
+
+
+def test_what_a_clone_holds_of_the_small_scale_is_shown(tmp_path, monkeypatch):
+    show = lambda *arguments: CliRunner().invoke(repro, ["show", "imaml-error", *arguments])
+    source = Path(find_spec("metabilevel_repro").origin).parent
+    result = json.loads((source.parent / "results" / "imaml-error" / "small" / "result.json").read_text())
+    document = json.loads(show("--json").output)
+    assert document["result"]["rows"] == result["rows"]
+    assert document["result"]["claims"] == result["claims"]
+    assert "This result lies in" in show().output
+    installed = SimpleNamespace(origin=str(tmp_path / "site-packages" / "metabilevel_repro" / "imaml_error.py"))
+    monkeypatch.setattr("metabilevel.commands.repro.find_spec", lambda module: installed)
+    assert "result" not in json.loads(show("--json").output)
+    assert "lies in" not in show().output
 
 
 def test_an_unknown_scale_is_refused_with_the_nearest():

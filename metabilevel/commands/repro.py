@@ -1,12 +1,13 @@
 """`metabilevel repro`."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
 from rich.table import Table
 
 from ..errors import PluginError, RunError
-from ..findings import RESULT, cited
+from ..findings import RESULT, Report, cited
 from ..registry import REPRO, entries, find, load
 from ..reproduction import Reproduction
 from ..storage.files import read_json
@@ -50,7 +51,10 @@ def listed(as_json: bool) -> None:
 @click.argument("name")
 @json_option
 def shown(name: str, as_json: bool) -> None:
-    """The published numbers with their places in the paper, its claims, and the protocol of every scale."""
+    """The published numbers with their places in the paper, its claims, and the protocol of every scale.
+
+    What the small scale gave follows, where its result lies beside the reproduction's source, as in a clone.
+    """
     found = _loaded(name)
     about = f"{found.title} ({cited(found.about())})."
     numbers = Table("setting", "published", "where", "source", title=f"{found.reproduces}: {found.metric}")
@@ -63,7 +67,13 @@ def shown(name: str, as_json: bool) -> None:
     for scale, protocol in found.scales.items():
         scales.add_row(scale, protocol.protocol, "\n".join(protocol.departures))
     published = [f"The paper's ± is {found.interval}.", numbers] if found.published else []
-    show(as_json, found.as_json(), about, *published, claims, scales)
+    folder = _committed(name)
+    if folder is None:
+        show(as_json, found.as_json(), about, *published, claims, scales)
+        return
+    result = Report.load(folder)
+    document = {**found.as_json(), "result": {"folder": str(folder), **result.as_json()}}
+    show(as_json, document, about, *published, claims, scales, result.table(), f"This result lies in {folder}")
 
 
 @command.command()
@@ -88,6 +98,14 @@ def run(name: str, scale: str, seed: int, out: Path | None, as_json: bool) -> No
             raise Interrupted(stop.signum, f"{stop} Nothing is kept of a reproduction that is not done.") from stop
         report.save(folder)
     show(as_json, report.as_json(), report.table(), f"Written to {folder}")
+
+
+def _committed(name: str) -> Path | None:
+    """The folder results/NAME/small beside the reproduction's package, if there is a result in it."""
+    entry = find(REPRO, name)
+    spec = find_spec(entry.module)
+    folder = Path(spec.origin).parents[1] / "results" / entry.name / "small" if spec and spec.origin else None
+    return folder if folder and (folder / RESULT).is_file() else None
 
 
 def _loaded(name: str) -> Reproduction:

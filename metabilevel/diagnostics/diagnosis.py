@@ -41,7 +41,7 @@ class Diagnosis:
 
     def draw(self, path: Path, title: str) -> None:
         """Draws the panels into the PNG file `path`."""
-        draw(path, f"{title}: {self.name}", self.panels, columns=2 if len(self.panels) == 4 else 3)
+        draw(path, f"{title}: {self.name}", self.panels)
 
     def table(self, title: str) -> "Table":
         """The rows, to be printed by rich."""

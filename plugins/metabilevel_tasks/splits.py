@@ -18,7 +18,7 @@ class HeldOut(TaskDistribution):
     The support is always the training part. The query is the validation part in the splits train and valid, and the
     test part in test: `fit` tunes hyperparameters on the validation part, and `evaluate` trains with them on the same
     training part and judges on a part by which nothing was chosen. `Episode.truth["corrupted"]` says which training
-    labels are wrong.
+    labels are wrong, where labels were replaced.
     """
 
     single: ClassVar[bool] = True
@@ -26,10 +26,11 @@ class HeldOut(TaskDistribution):
     train: Data
     valid: Data
     test: Data
-    corrupted: Bool[Array, " train"]
+    corrupted: Bool[Array, " train"] | None = None
 
     def sample(self, key, split):
-        return Episode(self.train, self.test if split == "test" else self.valid, {"corrupted": self.corrupted})
+        truth = {} if self.corrupted is None else {"corrupted": self.corrupted}
+        return Episode(self.train, self.test if split == "test" else self.valid, truth)
 
 
 class Examples(NamedTuple):
@@ -94,5 +95,5 @@ def hold_out(
         train=on_device(inputs, labels),
         valid=on_device(*training.take(order[:valid])),
         test=on_device(*testing.take(tested)),
-        corrupted=jnp.asarray(corrupted),
+        corrupted=jnp.asarray(corrupted) if noise else None,
     )
