@@ -9,6 +9,9 @@ from metabilevel.findings import PICTURE, RESULT, Report, block
 from metabilevel.registry import REPRO, load
 
 NAMES = [
+    "andrychowicz-cifar",
+    "andrychowicz-mnist",
+    "andrychowicz-quadratics",
     "anil-freezing",
     "anil-omniglot",
     "bernacchia-negative-rates",
