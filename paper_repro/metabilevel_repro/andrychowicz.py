@@ -249,7 +249,10 @@ CIFAR_FULL = replace(
     read=(20, 50, 100, 200, 1_000),
 )
 CIFAR_SMOKE = replace(
-    MNIST_SMOKE, family="cifar-training", problems={CIFAR: {"filters": 2, "batch": 8}}, rates={"sgd": (1e-4, 0.1, 1e9)}
+    MNIST_SMOKE,
+    family="cifar-training",
+    problems={CIFAR: {"filters": 2, "blocks": 1, "batch": 32}},
+    rates={"sgd": (1e-6, 0.01, 1e3)},
 )
 CIFAR_PROTOCOL = (
     "CIFAR-10, a net of three 3 x 3 convolutions with 16 filters, batch normalisation and 2 x 2 max-pooling, linear "
@@ -272,7 +275,7 @@ ANDRYCHOWICZ_CIFAR = Reproduction(
     scales={
         "smoke": Scale(
             CIFAR_SMOKE,
-            "2 filters, batches of 8, 4 steps, 4 updates by 1 run, SGD alone, 2 test runs: shows that it runs.",
+            "1 block of 2 filters, batches of 32, 4 steps, 4 updates by 1 run, SGD alone, 2 test runs: it runs.",
             ("Far too short to compare numbers.",),
             conclusive=False,
             compile_quickly=True,

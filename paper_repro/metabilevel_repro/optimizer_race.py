@@ -73,12 +73,16 @@ def race(s: Settings, lab: Lab) -> tuple[Any, Outcome]:
         "meta-training", racer("lstm", tasks, s), tasks, optax.adam(rate), steps=s.updates, meta_batch=s.meta_batch,
         every=s.updates // s.checks, validation=s.validation, on_nonfinite="mask",
     )  # fmt: skip
-    measured, panels = {"meta-training, seconds": lab.stages[-1].seconds}, []
+    training = lab.stages[-1]
+    measured, panels = {"meta-training, seconds": training.seconds}, []
     for problem, family in families.items():
         length = s.length if family is tasks else s.horizon
         found, curves = _race(problem, family, length, trained, s, lab)
         measured |= found
         panels.append(Panel(problem, "step", "loss", curves, log="y"))
+    rows = training.history
+    checks = Curve("validation", [row["step"] for row in rows], [row["valid_loss"] for row in rows])
+    panels.append(Panel("meta-training", "update", f"loss at step {s.horizon}", [checks], log="y"))
     return trained, Outcome(measured, panels)
 
 
