@@ -9,6 +9,11 @@ import pytest
 
 from metabilevel.data import data_folder
 
+# XLA optimises little, in the commands that are tested too: nearly all the time of a test is compilation.
+QUICK = "jax_disable_most_optimizations"
+os.environ.setdefault(QUICK.upper(), "1")
+jax.config.update(QUICK, os.environ[QUICK.upper()] == "1")
+
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 if "METABILEVEL_DATA" not in os.environ and SHARED.is_dir():
     os.environ["METABILEVEL_DATA"] = str(SHARED)
@@ -29,13 +34,17 @@ def x64() -> Iterator[None]:
 
 
 @pytest.fixture
-def quick() -> Iterator[None]:
-    """XLA optimises little: for grids whose time is all compilation, and which test mathematics, not XLA."""
-    option = "jax_disable_most_optimizations"
-    before = jax.config.read(option)
-    jax.config.update(option, True)
+def optimised() -> Iterator[None]:
+    """XLA compiles as it does for a user: for what is said of compiled programs, and for what compilers get wrong."""
+    before = jax.config.read(QUICK)
+    jax.config.update(QUICK, False)
     yield
-    jax.config.update(option, before)
+    jax.config.update(QUICK, before)
+
+
+@pytest.fixture
+def quick() -> None:
+    """What holds everywhere now."""
 
 
 @pytest.fixture
