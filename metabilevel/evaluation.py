@@ -16,7 +16,6 @@ from .problem import Key, Metrics, canonical
 from .progress import bar
 from .tasks import Split, TaskDistribution
 
-EPISODES = 600  # of an evaluation, where nothing else is asked for
 BLOCK = 50  # episodes in one compiled call: short enough to show progress and to be interrupted
 
 
@@ -52,7 +51,7 @@ def interval(values: np.ndarray) -> Interval:
 
 def usual_episodes(tasks: TaskDistribution) -> int:
     """As many as a judgement takes where nothing is said."""
-    return 1 if tasks.single else EPISODES
+    return 1 if tasks.single else tasks.episodes
 
 
 def evaluate(
@@ -69,8 +68,8 @@ def evaluate(
 ) -> dict[int | None, dict[str, Interval]]:
     """Adapts to `episodes` fresh tasks of `split` and judges each after each number of inner `steps`.
 
-    **Arguments:** `episodes` are 600 if None, or one where every draw is the same task. `steps` are numbers of inner
-    steps, in any order; None takes the method as it is.
+    **Arguments:** `episodes` are 600 if None, or what `tasks` says, or one where every draw is the same task. `steps`
+    are numbers of inner steps, in any order; None takes the method as it is.
 
     **Returns:** for each number of steps (None where none was given) the interval of the loss and of each metric.
     The same episodes serve all of them. An episode that is not finite makes the mean so.

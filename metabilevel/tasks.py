@@ -42,10 +42,12 @@ class TaskDistribution(eqx.Module):
     """A family of tasks. Its data sets are array fields, so that they are arguments of compiled code, not constants.
 
     `subject` is what a method is built on: a `Learner` for supervised tasks. `single` says that every draw is the same
-    task, as a data set is for hyperparameter optimisation: one is then enough.
+    task, as a data set is for hyperparameter optimisation: one is then enough. `episodes` are drawn for a judgement
+    where nothing else is asked for: fewer where each is the training of a network.
     """
 
     single: ClassVar[bool] = False
+    episodes: ClassVar[int] = 600
     subject: AbstractVar[Any]
 
     @abc.abstractmethod

@@ -19,7 +19,7 @@ from .types import Count, Counts, Folder
 @click.command("evaluate")
 @click.argument("run", type=Folder())
 @click.option("--split", type=click.Choice(get_args(Split)), default="test", show_default=True)
-@click.option("--episodes", type=Count(1), help="Fresh tasks. [default: 600, or 1 where there is but one]")
+@click.option("--episodes", type=Count(1), help="Fresh tasks. [default: 600, or what the tasks say]")
 @click.option("--inner-steps", type=Counts(), help="As 0,1,5,10. [default: 0 and the method's own number]")
 @click.option("--seed", type=Count(0, 2**32 - 1), help="Of the episodes. [default: the run's]")
 @click.option("--task-chunk", type=Count(1), help="Tasks computed at once. [default: as in the run]")

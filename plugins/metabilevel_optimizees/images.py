@@ -1,6 +1,6 @@
 """The training of small networks on images (Andrychowicz et al. 2016, arXiv:1606.04474, sections 3.2 and 3.3)."""
 
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 import equinox as eqx
 import jax
@@ -69,6 +69,7 @@ class Training(mb.AbstractOptimizee):
 class Trainings(mb.TaskDistribution):
     """A network trained on the part of a split; the start and the minibatches alone differ from draw to draw."""
 
+    episodes: ClassVar[int] = 20
     subject: Training
     sizes: tuple[int, int, int] = eqx.field(static=True)
 
