@@ -54,8 +54,7 @@ class AbstractMLP(mb.AbstractRule):
         return {"layers": layers, "decays": {name: jnp.zeros(len(each)) for name, each in self.decays.items()}}
 
     def start(self, x: Any, y: Any) -> Any:
-        dtype = jnp.result_type(*jax.tree.leaves((x, y)))
-        zeros = lambda a: {name: jnp.zeros(shape, dtype) for name, shape in self.averages(a.shape).items()}
+        zeros = lambda a: {name: jnp.zeros(shape, a.dtype) for name, shape in self.averages(a.shape).items()}
         return {"averages": [zeros(a) for a in jax.tree.leaves(y)], "steps": jnp.int32(0)}
 
     def update(self, x: Any, gradients: Any, state: Any, y: Any) -> Any:
@@ -76,7 +75,7 @@ class AbstractMLP(mb.AbstractRule):
             signal = layer["weights"] @ jax.nn.relu(signal) + layer["bias"][:, None]
         direction, magnitude = signal
         step = -self.scale * direction * jnp.exp(0.001 * magnitude)
-        return unravel(step.astype(flat.dtype)), {"averages": averages, "steps": state["steps"] + 1}
+        return unravel(step), {"averages": averages, "steps": state["steps"] + 1}
 
 
 def averaged(rates: Any, old: Any, new: Any) -> Any:

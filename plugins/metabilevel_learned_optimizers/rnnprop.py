@@ -18,7 +18,7 @@ _TINY = 1e-16
 
 class RNNprop(mb.AbstractRule):
     """y <- y + scale tanh(m(mean / sqrt(square), g / sqrt(square))), where `mean` and `square` are Adam's averages of
-    g and g^2, corrected for their start at zero, and m is one recurrent net for every coordinate (sections 4.1-4.3).
+    g and g^2, corrected for their start at zero, and m is one recurrent net for every coordinate.
 
     Its inputs pass a layer of ELUs, which is as wide as the recurrent ones. Two of these, of 20 units, have 6,641
     weights with it.
@@ -54,9 +54,8 @@ class RNNprop(mb.AbstractRule):
         }
 
     def start(self, x: Any, y: Any) -> Any:
-        dtype = jnp.result_type(*jax.tree.leaves((x, y)))
-        average = jnp.zeros(sum(a.size for a in jax.tree.leaves(y)), dtype)
-        zeros = jnp.zeros((self.layers, self.units, average.size), dtype)
+        average = jnp.zeros_like(ravel_pytree(y)[0])
+        zeros = jnp.zeros((self.layers, self.units, average.size), average.dtype)
         return {"hidden": zeros, "cell": zeros, "mean": average, "square": average, "steps": jnp.int32(0)}
 
     def update(self, x: Any, gradients: Any, state: Any, y: Any) -> Any:
@@ -74,7 +73,7 @@ class RNNprop(mb.AbstractRule):
             cell.append(c)
         step = self.scale * jnp.tanh(_affine(x["out"], signal))[0]
         state = {"hidden": jnp.stack(hidden), "cell": jnp.stack(cell), "mean": mean, "square": square, "steps": steps}
-        return unravel(step.astype(g.dtype)), state
+        return unravel(step), state
 
 
 def _affine(layer: Any, signal: Any) -> Any:
