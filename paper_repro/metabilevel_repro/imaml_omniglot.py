@@ -10,9 +10,9 @@ from .contest import Entry, Settings, Test, experiment
 MAML, DESCENT, FREE, CODE = "MAML", "iMAML, gradient descent", "iMAML, Hessian-free", "iMAML, as in the code"
 METHODS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {  # plugin, options, further ones at test
     MAML: ("maml", {"learning_rate": 2.0}, {"steps": 3}),
-    DESCENT: ("imaml", {}, {"test_strength": 0.0}),
+    DESCENT: ("imaml", {"learning_rate": 0.1}, {"test_strength": 0.0}),
     FREE: ("imaml", {"inner": "hessian-free", "steps": 3}, {"test_strength": 0.0}),
-    CODE: ("imaml", {"variant": "code"}, {"test_strength": 0.0}),
+    CODE: ("imaml", {"learning_rate": 0.1, "variant": "code"}, {"test_strength": 0.0}),
 }
 
 

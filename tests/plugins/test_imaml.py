@@ -185,3 +185,11 @@ def test_what_is_refused(options, message):
 def test_tasks_of_other_ways_at_test_are_refused():
     with pytest.raises(InputError, match="train_ways = 5 and ways = 3"):
         imaml(mb.classification(mb.MLP(FEATURES, (), 5), ways=(5, 3)))
+
+
+def test_sinusoids_do_not_diverge_at_the_default_rate():
+    tasks = mb.load_tasks("sinusoid")()
+    _, rows = mb.fit(
+        imaml(tasks.subject), tasks, optax.adam(1e-3), key=jax.random.key(0), steps=10, meta_batch=25, progress=False
+    )
+    assert max(row["loss"] for row in rows) < 10
