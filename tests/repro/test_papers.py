@@ -31,6 +31,7 @@ NAMES = [
     "maml-omniglot",
     "maml-sinusoid",
     "metaoptnet-cifar-fs",
+    "pes-influence-balancing",
     "r2d2-cifar-fs",
     "r2d2-omniglot",
     "reptile-gradients",
