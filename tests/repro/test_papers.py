@@ -41,7 +41,7 @@ NAMES = [
 ]
 DATA = {
     "omniglot": ("omniglot28.npz", ("omniglot", "anil", "gradients", "lecture", "memory")),
-    "mnist": ("train-images-idx3-ubyte.gz", ("lorraine", "maclaurin", "hypercleaning")),
+    "mnist": ("train-images-idx3-ubyte.gz", ("andrychowicz-mnist", "lorraine", "maclaurin", "hypercleaning")),
     "cifar": ("cifar100_test.npz", ("cifar", "union", "augmentation")),
     "newsgroups": ("news20_counts.npz", ("newsgroups",)),
 }
