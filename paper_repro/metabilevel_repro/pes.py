@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import metabilevel as mb
-from metabilevel.reproduction import Claim, Curve, Lab, Outcome, Panel
+from metabilevel.reproduction import Claim, Curve, Lab, Outcome, Panel, Reproduction, Scale
 
 if TYPE_CHECKING:
     from metabilevel.evaluation import Interval
