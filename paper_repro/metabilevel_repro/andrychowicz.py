@@ -1,6 +1,7 @@
 """Learning to learn by gradient descent by gradient descent (Andrychowicz et al. 2016, arXiv:1606.04474)."""
 
 from dataclasses import replace
+from typing import Any
 
 from metabilevel.reproduction import Claim, Curve, Lab, Outcome, Panel, Published, Reproduction, Scale
 
@@ -156,14 +157,14 @@ MNIST_SMOKE = replace(
 
 def mnist(s: Settings, lab: Lab) -> Outcome:
     """The comparison, and the final loss against the width."""
-    measured, panels = experiment(s, lab)
-    curves = []
+    outcome = experiment(s, lab)
+    measured, curves = dict[str, Any](outcome.measured), []
     for name in (*[NAMES[optimizer] for optimizer in s.rates], LSTM):
         at = {units: measured[setting(p, name, s.horizon)] for units, p in WIDTHS.items() if p in s.problems}
         finals = list(at.values())
         curves.append(Curve(name, list(at), [i.mean for i in finals], [i.ci95 for i in finals]))
     title = f"after {s.horizon} steps, by width"
-    return Outcome(measured, [*panels, Panel(title, "hidden units", "loss", curves, log="y")])
+    return Outcome(measured, [*outcome.panels, Panel(title, "hidden units", "loss", curves, log="y")])
 
 
 MNIST_PUBLISHED = (

@@ -98,9 +98,11 @@ def _race(
     steps = sorted({*range(0, length + 1, max(1, length // POINTS)), *read})
     for optimizer, grid in s.rates.items():
         name, method = NAMES[optimizer], racer("hand-made", tasks, s, optimizer=optimizer)
-        best = _tuned(f"{problem}, {name}", method, tasks, grid, s, lab)
+        candidates = {rate: {"log_rate": jnp.log(rate)} for rate in grid}
+        search = mb.grid_search(method, candidates, tasks, key=lab.key(1), episodes=s.tuning, progress=False)
+        best = search.require_interior().best
         measured[tuned_rate(problem, name, grid)] = best
-        losses[name] = _losses(method, {"log_rate": jnp.log(best)}, tasks, steps, s, lab)
+        losses[name] = _losses(method, candidates[best], tasks, steps, s, lab)
     losses[LSTM] = _losses(racer("lstm", tasks, s), trained, tasks, steps, s, lab)
     for step in read:
         at = {name: values[:, steps.index(step)] for name, values in losses.items()}
@@ -118,22 +120,6 @@ def racer(plugin: str, tasks: mb.TaskDistribution, s: Settings, **options: Any) 
     """The LSTM or a hand-made optimizer, on a problem."""
     options = s.lstm if plugin == "lstm" else options | {"window": s.horizon}
     return mb.load_method(plugin)(tasks.subject, steps=s.horizon, **options)
-
-
-def _tuned(label: str, method: mb.Method, tasks: Any, grid: tuple[float, ...], s: Settings, lab: Lab) -> float:
-    """The rate of the least mean loss on the split valid, where a run that is not finite leaves a rate out.
-
-    **Raises:** `InputError` where that is an end of the grid, beyond which a better one may lie.
-    """
-    import jax.numpy as jnp
-    import numpy as np
-
-    at = lambda rate: lab.evaluate(f"{label}, rate {rate:g}", method, {"log_rate": jnp.log(rate)}, tasks,
-                                   split="valid", episodes=s.tuning)  # fmt: skip
-    best = int(np.nanargmin([at(rate)[None]["loss"].mean for rate in grid]))
-    if best in (0, len(grid) - 1):
-        raise mb.InputError(f"{label}: {grid[best]:g} is the best rate, an end of the grid. Widen it.")
-    return grid[best]
 
 
 def _losses(method: mb.Method, x: Any, tasks: Any, steps: list[int], s: Settings, lab: Lab) -> Any:
