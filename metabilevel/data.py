@@ -36,7 +36,10 @@ class DataError(InputError):
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file as its authors publish it; `checksum` is `"<algorithm>:<hexadecimal digits>"`."""
+    """A file as its authors publish it; `checksum` is `"<algorithm>:<hexadecimal digits>"`.
+
+    The `url` is "" of a file that is published nowhere in this form.
+    """
 
     filename: str
     url: str
@@ -154,14 +157,13 @@ def files(dataset: DataSet) -> tuple[Path, ...]:
         if file not in missing:
             _check(dataset, file)
     for file in missing:
+        remedy = f"Put it at {paths[file]} by hand, or name the folder where it lies in METABILEVEL_DATA"
+        if not file.url:
+            raise DataError(f"{paths[file]} is not there, and is published nowhere in this form.\n{remedy}.")
         try:
             download(file.url, paths[file], file.checksum)
         except InputError as error:
-            remedy = (
-                f"Put it at {paths[file]} by hand, name the folder where it lies in METABILEVEL_DATA, or try again: "
-                f"metabilevel data fetch {dataset.name}"
-            )
-            raise DataError(f"{error}\n{remedy}") from error
+            raise DataError(f"{error}\n{remedy}, or try again: metabilevel data fetch {dataset.name}") from error
     return tuple(paths.values())
 
 
