@@ -9,6 +9,7 @@ from metabilevel.reproduction import Curve, Lab, Outcome, Panel
 LSTM = "LSTM"
 NAMES = {"sgd": "SGD", "momentum": "momentum", "nag": "NAG", "rmsprop": "RMSprop", "adam": "Adam"}
 RUNS = 2  # the seed's use for the runs that are compared, which all optimizers share
+BEST = "best hand-made"  # the tuned optimizer with the least mean loss at a step
 POINTS = 40  # of a curve
 
 
@@ -22,7 +23,7 @@ class Settings:
     - `rates`: the grid of each hand-made optimizer, tuned on each problem by the loss of `tuning` runs at the horizon.
     - `functions`: runs of a comparison, of `length` steps on the first problem and to the horizon on the others;
       `at_once` of them are computed together.
-    - `read`: the steps that have rows.
+    - `read`: the steps that have rows; `rivals`: whose losses less the LSTM's have rows.
     """
 
     family: str
@@ -40,6 +41,7 @@ class Settings:
     length: int = 200
     read: tuple[int, ...] = (20, 50, 100, 200)
     checks: int = 20
+    rivals: tuple[str, ...] = (BEST,)
 
 
 def setting(problem: str, optimizer: str, step: int) -> str:
@@ -47,9 +49,9 @@ def setting(problem: str, optimizer: str, step: int) -> str:
     return f"{problem}, {optimizer}, step {step}"
 
 
-def ahead(problem: str, step: int) -> str:
-    """The name of the row with the mean over functions of the best tuned optimizer's loss less the LSTM's."""
-    return f"{problem}, best hand-made less LSTM, step {step}"
+def ahead(problem: str, step: int, rival: str = BEST) -> str:
+    """The name of the row with the mean over functions of the rival's loss less the LSTM's."""
+    return f"{problem}, {rival} less LSTM, step {step}"
 
 
 def tuned_rate(problem: str, optimizer: str, grid: tuple[float, ...]) -> str:
@@ -68,6 +70,7 @@ def race(s: Settings, lab: Lab) -> tuple[Any, Outcome]:
 
     families = {problem: mb.load_tasks(s.family)(**options) for problem, options in s.problems.items()}
     tasks = next(iter(families.values()))
+    tuned = {problem: _tuned(family, s, lab) for problem, family in families.items()}  # first, since it may fail
     rate = optax.cosine_decay_schedule(s.learning_rate, s.updates)
     trained = lab.fit(
         "meta-training", racer("lstm", tasks, s), tasks, optax.adam(rate), steps=s.updates, meta_batch=s.meta_batch,
@@ -77,7 +80,9 @@ def race(s: Settings, lab: Lab) -> tuple[Any, Outcome]:
     measured, panels = {"meta-training, seconds": training.seconds}, []
     for problem, family in families.items():
         length = s.length if family is tasks else s.horizon
-        found, curves = _race(problem, family, length, trained, s, lab)
+        best = tuned[problem]
+        measured |= {tuned_rate(problem, NAMES[each], s.rates[each]): rate for each, rate in best.items()}
+        found, curves = _race(problem, family, length, trained, best, s, lab)
         measured |= found
         panels.append(Panel(problem, "step", "loss", curves, log="y"))
     rows = training.history
@@ -86,29 +91,42 @@ def race(s: Settings, lab: Lab) -> tuple[Any, Outcome]:
     return trained, Outcome(measured, panels)
 
 
+def _tuned(tasks: mb.TaskDistribution, s: Settings, lab: Lab) -> dict[str, float]:
+    """The best rate of each hand-made optimizer, no end of its grid."""
+    import jax.numpy as jnp
+
+    best = {}
+    for optimizer, grid in s.rates.items():
+        search = mb.grid_search(
+            racer("hand-made", tasks, s, optimizer=optimizer), {rate: {"log_rate": jnp.log(rate)} for rate in grid},
+            tasks, key=lab.key(1), episodes=s.tuning, progress=False,
+        )  # fmt: skip
+        best[optimizer] = search.require_interior().best
+    return best
+
+
 def _race(
-    problem: str, tasks: mb.TaskDistribution, length: int, trained: Any, s: Settings, lab: Lab
+    problem: str, tasks: mb.TaskDistribution, length: int, trained: Any, best: dict[str, float], s: Settings, lab: Lab
 ) -> tuple[dict[str, Any], list[Curve]]:
     """The rows and the curves of a problem."""
     import jax.numpy as jnp
     import numpy as np
 
-    measured, losses = {}, {}
     read = [step for step in s.read if step <= length]
     steps = sorted({*range(0, length + 1, max(1, length // POINTS)), *read})
-    for optimizer, grid in s.rates.items():
-        name, method = NAMES[optimizer], racer("hand-made", tasks, s, optimizer=optimizer)
-        candidates = {rate: {"log_rate": jnp.log(rate)} for rate in grid}
-        search = mb.grid_search(method, candidates, tasks, key=lab.key(1), episodes=s.tuning, progress=False)
-        best = search.require_interior().best
-        measured[tuned_rate(problem, name, grid)] = best
-        losses[name] = _losses(method, candidates[best], tasks, steps, s, lab)
-    losses[LSTM] = _losses(racer("lstm", tasks, s), trained, tasks, steps, s, lab)
+    run = lambda method, x: _losses(method, x, tasks, steps, s, lab)
+    measured: dict[str, Any] = {}
+    losses = {
+        NAMES[optimizer]: run(racer("hand-made", tasks, s, optimizer=optimizer), {"log_rate": jnp.log(rate)})
+        for optimizer, rate in best.items()
+    }
+    losses[LSTM] = run(racer("lstm", tasks, s), trained)
     for step in read:
         at = {name: values[:, steps.index(step)] for name, values in losses.items()}
         measured |= {setting(problem, name, step): _interval(values) for name, values in at.items()}
         learned = at.pop(LSTM)
-        measured[ahead(problem, step)] = _interval(min(at.values(), key=np.mean) - learned)
+        at[BEST] = min(at.values(), key=np.mean)
+        measured |= {ahead(problem, step, rival): _interval(at[rival] - learned) for rival in s.rivals}
     curves = []
     for name, values in losses.items():
         means = [_interval(column) for column in values.T]
