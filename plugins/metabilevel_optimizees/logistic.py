@@ -32,7 +32,8 @@ class Logistic(mb.AbstractOptimizee):
         return jax.nn.softplus(-task @ y).mean() + self.penalty / 2 * jnp.sum(y**2)
 
     def judge(self, y, task, key):
-        return self.loss(y, task, key), {"accuracy": jnp.mean(task @ y > 0, dtype=y.dtype)}
+        right = (1 + jnp.sign(task @ y)) / 2  # a half where y cannot decide, as y0
+        return self.loss(y, task, key), {"accuracy": right.mean()}
 
 
 class Regressions(mb.TaskDistribution):

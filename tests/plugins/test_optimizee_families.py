@@ -4,15 +4,17 @@ import dataclasses
 import math
 from types import SimpleNamespace
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from metabilevel_optimizees.landscapes import LANDSCAPES
 
 import metabilevel as mb
 from metabilevel.commands.experiment import Experiment
+from metabilevel.method import in_chunks
+from metabilevel.training import _loop, start
 
 DIGITS = [f"{part}-ubyte.gz" for part in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3")]
 SMALL = {
@@ -20,7 +22,7 @@ SMALL = {
     "logistic": {},
     "test-functions": {},
     "mnist-training": {"images": 500, "side": 14, "hidden": 4, "batch": 8},
-    "cifar-training": {"images": 100, "classes": 2, "filters": 2, "batch": 8},
+    "cifar-training": {"images": 100, "classes": 2, "filters": 2, "blocks": 1, "batch": 8},
 }
 
 
@@ -202,20 +204,15 @@ def test_the_loss_of_a_training_is_the_cross_entropy_of_its_minibatch(make, key,
 @pytest.mark.parametrize("name", ["mnist-training", "cifar-training"])
 def test_the_data_are_neither_carried_by_a_run_nor_a_constant_of_the_program(name, make, key, quick):
     """Of eight times the images nothing grows but the argument that they are."""
-
-    @eqx.filter_jit
-    def step(method, x, batch, carry, key):
-        return method.estimator(x, batch, carry, key)
-
     sizes = []
     for images in (100, 800):
         tasks = make(name, **{**SMALL[name], "images": images})
-        method = mb.load_method("lstm")(tasks.subject, units=2, layers=1, steps=4, window=2)
-        batch = mb.sample_batch(tasks, key, "train", 3)
-        x = method.init(key)
-        carry = method.estimator.init(x, batch, key)
-        temporaries = step.lower(method, x, batch, carry, key).compile().compiled.memory_analysis().temp_size_in_bytes
-        sizes.append((size(carry.task), size(carry), temporaries))
+        method = in_chunks(mb.load_method("lstm")(tasks.subject, units=2, layers=1, steps=4, window=2), None)
+        state = start(method, tasks, optax.sgd(0.1), key, 3)
+        program = _loop.lower(method, tasks, optax.sgd(0.1), 3, state, key, jnp.int32(1))
+        assert len(program.as_text()) < size(tasks.subject.images)
+        temporaries = program.compile().compiled.memory_analysis().temp_size_in_bytes
+        sizes.append((size(state.carry.task), size(state.carry), temporaries))
     assert sizes[0] == sizes[1]
     coordinates = size(tasks.subject.shapes) // 4
     run = 8 + 8 + 4 + 4 * coordinates * (1 + 2 * 2)  # task, key, steps done; y, and the states of two units
