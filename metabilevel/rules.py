@@ -77,7 +77,7 @@ def transformation(rule: AbstractRule, x: Outer) -> optax.GradientTransformation
     return optax.GradientTransformation(init, update)
 
 
-def require_fit(rule: AbstractRule, x: Outer, y: Inner) -> None:
+def require_fit(rule: AbstractRule, x: Outer, y: PyTree) -> None:
     """Looks at structure and shapes; nothing is computed.
 
     **Raises:** `InputError` that names the first leaf of the weights x which is not what `rule` has for such a y.
