@@ -1,10 +1,12 @@
 """Scores on fresh tasks, with intervals."""
 
+import dataclasses
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import metabilevel as mb
@@ -25,6 +27,20 @@ def test_each_number_of_steps_is_what_a_method_with_that_many_gives(x64, key):
     for steps in curve:
         alone = mb.evaluate(setting(steps=steps)[0], x, tasks, key=key, episodes=60)
         np.testing.assert_allclose(curve[steps]["loss"], alone[None]["loss"], rtol=1e-12)
+
+
+def test_so_it_is_with_momenta_and_minibatches(x64, key):
+    def at(steps):
+        some = lambda task, key, i: task._replace(support=jax.tree.map(lambda a: jnp.roll(a, i)[:2], task.support))
+        method, x, tasks = setting()
+        return dataclasses.replace(method, solver=mb.GradientDescent(optax.adam(0.05), steps, some)), x, tasks
+
+    method, x, tasks = at(9)
+    curve = mb.evaluate(method, x, tasks, key=key, episodes=4, steps=[4, 2, 4])
+    assert list(curve) == [2, 4]
+    for steps in curve:
+        alone = mb.evaluate(at(steps)[0], x, tasks, key=key, episodes=4)
+        np.testing.assert_allclose(curve[steps]["loss"], alone[None]["loss"], rtol=1e-10)
 
 
 def test_the_interval_is_that_of_the_mean():
