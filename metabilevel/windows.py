@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from .adjoints import AbstractAdjoint, Unroll, certify
+from .adjoints import Unroll, certify
 from .batching import leading, task_gradient
 from .errors import InputError, count, number
 from .estimators import AbstractEstimator
@@ -50,18 +50,21 @@ class Truncated(AbstractEstimator):
     - `clip`: to this Euclidean norm the gradient of each run is scaled down where it is longer; the metric `clipped` is
       how many of them were.
 
-    **Raises:** `InputError` for a window that does not divide the horizon, and weights of another shape.
+    **Raises:** `InputError` for a window that does not divide the horizon, weights of another shape, and any other
+    adjoint than `Unroll`.
     """
 
     problem: BilevelProblem
     solver: AbstractIterativeSolver
-    adjoint: AbstractAdjoint = Unroll(first_order=True, checkpoint="step")
+    adjoint: Unroll = Unroll(first_order=True, checkpoint="step")
     window: int = eqx.field(static=True, default=20)
     weights: Weights = None
     clip: float | None = eqx.field(static=True, default=None)
 
     def __check_init__(self):
         _check(self)
+        if not isinstance(self.adjoint, Unroll):
+            raise InputError(f"adjoint = {self.adjoint}: a window is differentiated step by step, by Unroll.")
 
     def init(self, x, tasks, key):
         return _before(self, x, tasks, key)
@@ -225,7 +228,7 @@ def _before(self: _Windowed, x: Outer, tasks: Task, key: Key) -> Run:
     return Run(tasks, keys, point, jnp.full(n, self.solver.steps, jnp.int32))
 
 
-def _walk(self: _Windowed, adjoint: AbstractAdjoint, x: Outer, run: Run) -> tuple[Scalar, tuple[Metrics, Any, Run]]:
+def _walk(self: _Windowed, adjoint: Unroll, x: Outer, run: Run) -> tuple[Scalar, tuple[Metrics, Any, Run]]:
     """The losses of the next window, weighted and summed; and the metrics, certificate and run at its end."""
     z, y0, k_solve = self.problem.begin(x, run.task, run.key)
     k_inner, k_outer = jax.random.split(k_solve)
