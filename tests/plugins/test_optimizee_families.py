@@ -251,3 +251,18 @@ def test_wrong_options_are_refused_in_one_line(name, wrong, said, make):
     with pytest.raises(mb.InputError, match=said) as caught:
         make(name, **wrong)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("mnist-training", "mnist/train-images-idx3-ubyte.gz"),
+        ("cifar-training", "cifar10/cifar-10-python.tar.gz"),
+    ],
+)
+def test_broken_data_are_named(name, path, tmp_path, monkeypatch):
+    monkeypatch.setenv("METABILEVEL_DATA", str(tmp_path))
+    (tmp_path / path).parent.mkdir()
+    (tmp_path / path).write_bytes(b"cut off")
+    with pytest.raises(mb.InputError, match=f"{path} is truncated or altered"):
+        mb.load_tasks(name)()
