@@ -31,6 +31,7 @@ NAMES = [
     "maml-omniglot",
     "maml-sinusoid",
     "metaoptnet-cifar-fs",
+    "neural-art",
     "pes-influence-balancing",
     "r2d2-cifar-fs",
     "r2d2-omniglot",
@@ -44,6 +45,7 @@ DATA = {
     "mnist": ("train-images-idx3-ubyte.gz", ("andrychowicz-mnist", "lorraine", "maclaurin", "hypercleaning")),
     "cifar": ("cifar100_test.npz", ("cifar", "union", "augmentation")),
     "newsgroups": ("news20_counts.npz", ("newsgroups",)),
+    "photos": ("kodak_half.npz", ("neural-art",)),
 }
 RESULTS = Path(__file__).parents[2] / "paper_repro" / "results"
 SCALES = ("smoke", "small", "full")
