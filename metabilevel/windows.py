@@ -118,8 +118,8 @@ class EvolutionStrategies(AbstractEstimator):
 
 
 class PersistentES(AbstractEstimator):
-    """Persistent evolution strategies (Vicol, Metz & Sohl-Dickstein 2021, arXiv:2112.13835, equation 10 and algorithm
-    2): evolution strategies over windows without the bias of truncation.
+    """Persistent evolution strategies (Vicol, Metz & Sohl-Dickstein 2021, arXiv:2112.13835): evolution strategies over
+    windows without the bias of truncation.
 
     Every run has two sides, x + e and x - e with a new e in every window, that keep states of their own, and the sum
     xi of all its e since it began:

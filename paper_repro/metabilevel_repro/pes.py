@@ -54,21 +54,21 @@ PLACE = "influence balancing experiment"
 BEFORE, EXACT, OFF = loss("before training"), gradient("exact"), "distance from the exact one in standard errors"
 CLAIMS = (
     *[
-        Claim(f"With windows of {window} steps, {name} goes the wrong way: the loss grows.", PLACE,
+        Claim(f"With {name} and windows of {window}, x goes the wrong way: the loss grows.", PLACE,
               (BEFORE, loss(name, window)))
         for name, window in ((TRUNCATED, 1), (TRUNCATED, 10), (ES, 1))
     ],
-    Claim("With windows of 1 step, persistent evolution strategies descend.", PLACE, (loss(PES, 1), BEFORE)),
-    Claim("So does truncated backpropagation with windows of 100 steps.", PLACE, (loss(TRUNCATED, 100), BEFORE)),
-    Claim("So does the whole gradient.", PLACE, (loss(WHOLE), BEFORE)),
+    Claim("With persistent evolution strategies and windows of 1, the loss falls.", PLACE, (loss(PES, 1), BEFORE)),
+    Claim("So it does with truncated backpropagation and windows of 100.", PLACE, (loss(TRUNCATED, 100), BEFORE)),
+    Claim("So it does with the whole gradient.", PLACE, (loss(WHOLE), BEFORE)),
     *[
-        Claim(f"The gradient of {name} with windows of 10 steps has the wrong sign.", PLACE,
+        Claim(f"The gradient by {name} with windows of 10 has the wrong sign.", PLACE,
               (gradient(name, 10), 0.0, EXACT))
         for name in (TRUNCATED, ES)
     ],
     *[
         Claim(f"That of persistent ES is unbiased: the exact one lies within the 95% interval of its mean, windows of "
-              f"{window}.", "section 4", (f"{gradient(PES, window)}, {OFF}", 1.96))
+              f"{window}.", "abstract", (f"{gradient(PES, window)}, {OFF}", 1.96))
         for window in (1, 10)
     ],
 )  # fmt: skip
@@ -112,7 +112,7 @@ def experiment(s: Settings, lab: Lab) -> Outcome:
         losses, curves = _trainings(s, lab)
         gradients, estimates = _gradients(s, lab)
     panels = [
-        Panel("Descent", "iterations", f"loss after {LONG} steps", curves, log="y"),
+        Panel("Descent, ES with windows of 1", "iterations", f"loss after {LONG} steps", curves, log="y"),
         Panel(f"Mean of {s.estimates:,} gradients at x = {START}", "steps of a window", "gradient", estimates, log="x"),
     ]
     return Outcome(losses | gradients, panels)
@@ -129,7 +129,7 @@ def _trainings(s: Settings, lab: Lab) -> tuple[dict[str, Any], list[Curve]]:
 
     problem, family = balancing()
     noise = {"deviation": s.deviation}
-    chosen = [
+    chosen: list[tuple[str, Any, int | None, dict[str, Any], int, int]] = [
         *[(TRUNCATED, mb.Truncated, window, {"adjoint": mb.Unroll()}, 1, 1) for window in (1, 10, 100)],
         (ES, mb.EvolutionStrategies, 1, noise, s.pairs, s.runs),
         (PES, mb.PersistentES, 1, noise, s.pairs, s.runs),
@@ -137,7 +137,7 @@ def _trainings(s: Settings, lab: Lab) -> tuple[dict[str, Any], list[Curve]]:
     ]
     measured, curves = {}, []
     for name, kind, window, options, batch, runs in chosen:
-        if kind is None:
+        if window is None:
             estimator = mb.Nested(problem, Balancing(steps=LONG), mb.ForwardMode())
         else:
             ends = lambda t, window=window: t % window == 0
@@ -145,16 +145,16 @@ def _trainings(s: Settings, lab: Lab) -> tuple[dict[str, Any], list[Curve]]:
             estimator = kind(problem, horizon, window=window, weights=ends, **options)
         method = mb.Method(problem, lambda key: jnp.array(START), estimator, Balancing(steps=LONG))
         judge = jax.jit(jax.vmap(lambda x, method=method: method.test(x, jnp.zeros(()), lab.key(1))["loss"]))
-        logs = []
-        for run in range(runs):
-            label, seeded = f"{_label(name, window)}: training {run + 1}", replace(lab, seed=lab.seed + run)
-            path = seeded.path(label, method, family, optax.sgd(s.rate), steps=s.iterations,
-                               every=max(1, s.iterations // 50), meta_batch=batch)  # fmt: skip
-            logs.append(np.log10(judge(jnp.stack([*path.values()]))))
-        measured[BEFORE] = float(logs[0][0])
-        last = np.array(logs)[:, -1]
-        measured[loss(name, window)] = interval(last) if runs > 1 else float(last[0])
-        curves.append(Curve(_label(name, window), [*path], [float(10**y) for y in np.mean(logs, 0)]))
+        seeded = [replace(lab, seed=lab.seed + run) for run in range(runs)]
+        label = f"{_label(name, window)}: training"
+        protocol = {"steps": s.iterations, "every": max(1, s.iterations // 50), "meta_batch": batch}
+        paths = [each.path(f"{label} {each.seed}", method, family, optax.sgd(s.rate), **protocol) for each in seeded]
+        logs = np.array([np.log10(judge(jnp.stack([*path.values()]))) for path in paths])
+        measured[BEFORE] = float(logs[0, 0])
+        measured[loss(name, window)] = interval(logs[:, -1]) if runs > 1 else float(logs[0, -1])
+        shown = _label(name, window) if kind is mb.Truncated else name
+        means = [float(10**y) for y in logs.mean(0)]
+        curves.append(Curve(shown, [*paths[0]], means, style="truth" if window is None else "line"))
     return measured, curves
 
 
@@ -165,15 +165,16 @@ def _gradients(s: Settings, lab: Lab) -> tuple[dict[str, Any], list[Curve]]:
 
     problem, _ = balancing()
     x, solver = jnp.array(START), Balancing(steps=HORIZON)
-    last = {"problem": problem, "solver": solver, "weights": lambda t: t == HORIZON}
+    last: dict[str, Any] = {"problem": problem, "solver": solver, "weights": lambda t: t == HORIZON}
     exact = float(mb.hypergradient(problem, x, jnp.zeros(()), key=lab.key(2), solver=solver)[1])
     measured: dict[str, Any] = {EXACT: exact}
     curves = [Curve("exact", s.windows, [exact] * len(s.windows), style="truth")]
-    for name, kind, options, estimates in (
+    chosen: list[tuple[str, Any, dict[str, Any], int]] = [
         (TRUNCATED, mb.Truncated, {"adjoint": mb.Unroll()}, 2),  # which has no noise
         (ES, mb.EvolutionStrategies, {"deviation": s.deviation}, s.estimates),
         (PES, mb.PersistentES, {"deviation": s.deviation}, s.estimates),
-    ):
+    ]
+    for beside, (name, kind, options, estimates) in zip((0.93, 1, 1.07), chosen, strict=True):
         found = [
             _mean(kind(window=w, **last, **options), x, jax.random.split(lab.key(3), estimates)) for w in s.windows
         ]
@@ -181,7 +182,8 @@ def _gradients(s: Settings, lab: Lab) -> tuple[dict[str, Any], list[Curve]]:
             measured[gradient(name, window)] = mean
             if name == PES:
                 measured[f"{gradient(name, window)}, {OFF}"] = abs(mean.mean - exact) / (mean.ci95 / 1.96)
-        curves.append(Curve(name, s.windows, [i.mean for i in found], [i.ci95 for i in found], style="points"))
+        at = [beside * window for window in s.windows]  # so that equal points can be seen
+        curves.append(Curve(name, at, [i.mean for i in found], [i.ci95 for i in found], style="points"))
     return measured, curves
 
 
