@@ -10,6 +10,7 @@ from jax.flatten_util import ravel_pytree
 import metabilevel as mb
 from metabilevel import errors
 
+from .cell import at_rest, initial, recur
 from .training import method_of
 
 
@@ -44,31 +45,19 @@ class LSTM(mb.AbstractRule):
     def init(self, y: Any, key: Any) -> Any:
         *keys, k_out = jax.random.split(key, self.layers + 1)
         sizes = [1 if self.preprocess is None else 2] + [self.units] * self.layers
-        normal = lambda key, out, inputs: jax.random.normal(key, (out, inputs)) / jnp.sqrt(inputs)
-        remember = jnp.zeros(4 * self.units).at[self.units : 2 * self.units].set(1)  # the bias of the forget gates
-        layers = [
-            {"weights": normal(k, 4 * self.units, size + self.units), "bias": remember}
-            for k, size in zip(keys, sizes, strict=False)
-        ]
-        return {"layers": layers, "out": {"weights": normal(k_out, 1, self.units), "bias": jnp.zeros(1)}}
+        layers = [initial(k, size, self.units) for k, size in zip(keys, sizes, strict=False)]
+        out = jax.random.normal(k_out, (1, self.units)) / jnp.sqrt(self.units)
+        return {"layers": layers, "out": {"weights": out, "bias": jnp.zeros(1)}}
 
     def start(self, x: Any, y: Any) -> Any:
         n = sum(a.size for a in jax.tree.leaves(y))
-        zeros = jnp.zeros((self.layers, self.units, n), x["out"]["bias"].dtype)
-        return {"hidden": zeros, "cell": zeros}
+        return {"layers": at_rest(self.layers, self.units, n, x["out"]["bias"].dtype)}
 
     def update(self, x: Any, gradients: Any, state: Any, y: Any) -> Any:
         flat, unravel = ravel_pytree(gradients)
-        signal, hidden, cell = self._inputs(flat), [], []
-        for layer, h, c in zip(x["layers"], state["hidden"], state["cell"], strict=True):
-            sums = layer["weights"] @ jnp.concatenate([signal, h]) + layer["bias"][:, None]
-            i, f, o, candidate = jnp.split(sums, 4)
-            c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(candidate)
-            signal = jax.nn.sigmoid(o) * jnp.tanh(c)
-            hidden.append(signal)
-            cell.append(c)
+        signal, layers = recur(x["layers"], self._inputs(flat), state["layers"])
         step = self.scale * (x["out"]["weights"] @ signal + x["out"]["bias"][:, None])
-        return unravel(step[0].astype(flat.dtype)), {"hidden": jnp.stack(hidden), "cell": jnp.stack(cell)}
+        return unravel(step[0].astype(flat.dtype)), {"layers": layers}
 
     def _inputs(self, g: Any) -> Any:
         """[features, coordinates]."""
