@@ -230,6 +230,27 @@ def test_it_vmaps_over_tasks(x64):
     assert (info.certificate.result == mb.Result.success).all()
 
 
+def test_warm_slots_come_to_the_implicit_gradient_of_every_task(x64):
+    """Two steps a visit; the task of an unknown slot starts anew at each, and its certificate says what that is."""
+    problem, a, t = quadratic(4)
+    shifted = mb.BilevelProblem(
+        problem.init, lambda x, y, task, key: problem.inner_loss(x + task["shift"], y, None, key), problem.outer_loss
+    )
+    solver, x = mb.GradientDescent(optax.sgd(0.8), 2), jnp.ones(4)
+    adjoint = mb.Implicit(mb.ConjugateGradient(9))
+    estimator = mb.WarmStarted(shifted, solver, adjoint, slots=3, slot=lambda task: task["slot"])
+    shifts = jax.random.normal(KEY, (3, 4))
+    run = jax.jit(lambda tasks, carry: estimator(x, tasks, carry, KEY))
+    exact = np.mean([np.linalg.solve(a, np.linalg.solve(a, x + shift) - t) for shift in shifts], 0)
+    for slots, known in (([2, 0, 1], True), ([2, 0, 7], False)):
+        tasks = {"shift": shifts, "slot": jnp.asarray(slots)}
+        carry = estimator.init(x, tasks, KEY)
+        for _ in range(40):
+            direction, carry, info = run(tasks, carry)
+        assert (info.certificate.result == mb.Result.success).tolist() == [True, True, known]
+        assert np.allclose(direction, exact, rtol=1e-8) == known
+
+
 def test_forward_mode_is_unrolling(x64):
     problem, _, _ = quadratic(5)
     x, solver = jnp.arange(5.0), mb.GradientDescent(optax.adam(0.1, eps_root=1e-12), 7)

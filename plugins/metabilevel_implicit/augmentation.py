@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 import metabilevel as mb
+from metabilevel import errors
 
 from .tuning import Optimizer, descent
 
@@ -93,8 +94,11 @@ def augmentation(
     - `test_steps`: from a fresh start, to judge x.
     - `warm_start`: whether the weights are kept from one outer step to the next.
 
-    **Raises:** `InputError` for images of other channels.
+    **Raises:** `InputError` for sizes and numbers out of range, or images of other channels.
     """
+    for name, size, least in (("channels", channels, 1), ("width", width, 1), ("depth", depth, 0), ("batch", batch, 1)):
+        errors.count(name, size, least)
+    errors.number("decay", decay, 0)
     net = UNet(channels, width, depth)
 
     def inner_loss(x: Any, y: Any, task: mb.Episode, key: Any) -> Any:

@@ -110,7 +110,8 @@ def distillation(
     )
     outer_loss = lambda x, y, task, key: judged(x, y, minibatch(task.support, batch, key))
     trained = dataclasses.replace(tested, outer_loss=outer_loss)
-    derivative = Unroll() if adjoint == "unroll" else Implicit(by_name(inverse, terms, scale, 0.0))
+    implicit = Implicit(by_name(inverse, terms, scale, 0.0))
+    derivative = Unroll() if adjoint == "unroll" else implicit
     estimator = (WarmStarted if warm_start else Nested)(trained, solver(steps), derivative)
     return Method(tested, init, estimator, solver(steps if test_steps is None else test_steps))
 

@@ -5,7 +5,6 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float
 
 from metabilevel import (
     BilevelProblem,
@@ -22,6 +21,7 @@ from metabilevel import (
 from .examples import losses
 from .tuning import Inverse, Optimizer, descent
 from .tuning import inverse as by_name
+from .weights import capped, detection
 
 
 def hypercleaning(
@@ -89,37 +89,9 @@ def hypercleaning(
         return loss, metrics | (detection(weights(x) < threshold, task.truth["corrupted"]) if known else {})
 
     problem = BilevelProblem(lambda x, task, key: learner.init(key), inner_loss, outer_loss)
-    derivative = Unroll() if adjoint == "unroll" else Implicit(by_name(inverse, terms, None, 0.0))
+    implicit = Implicit(by_name(inverse, terms, None, 0.0))
+    derivative = Unroll() if adjoint == "unroll" else implicit
     solver = lambda steps: descent(optimizer, learning_rate, steps)
     estimator = (WarmStarted if warm_start else Nested)(problem, solver(steps), derivative)
     start = 0.0 if constraint == "sigmoid" else min(1.0, bound / examples)
     return Method(problem, lambda key: jnp.full(examples, start), estimator, solver(test_steps))
-
-
-def capped(x: Float[Array, " n"], radius: float) -> Float[Array, " n"]:
-    """The point of {0 <= w <= 1, sum w <= radius} that is nearest to x: clip(x - tau, 0, 1), where tau is 0, or makes
-    the sum be `radius`; differentiable in x wherever the projection is.
-
-    The sum falls with tau along straight pieces: bisection finds the piece, one Newton step the point on it, whose
-    derivative is that of tau.
-    """
-    total = lambda tau: jnp.clip(x - tau, 0, 1).sum()
-    halve = lambda i, ends: jnp.where(
-        total(ends.mean()) > radius, ends.at[0].set(ends.mean()), ends.at[1].set(ends.mean())
-    )
-    ends = jnp.stack([jnp.zeros(()), jnp.maximum(x.max(), 0)])
-    tau = jax.lax.stop_gradient(jax.lax.fori_loop(0, 60, halve, jax.lax.stop_gradient(ends)).mean())
-    free = jnp.sum((x > tau) & (x < tau + 1))
-    newton = tau + (total(tau) - radius) / jnp.maximum(free, 1)
-    return jnp.clip(x - jnp.where(total(0.0) > radius, newton, 0), 0, 1)
-
-
-def detection(found: Bool[Array, " n"], wrong: Bool[Array, " n"]) -> dict[str, Array]:
-    """Precision, recall and F1 of `found`; 0 for 0 / 0."""
-    both = jnp.sum(found & wrong, dtype=float)
-    ratio = lambda a, b: a / jnp.maximum(b, 1)
-    return {
-        "precision": ratio(both, found.sum()),
-        "recall": ratio(both, wrong.sum()),
-        "f1": ratio(2 * both, found.sum() + wrong.sum()),
-    }

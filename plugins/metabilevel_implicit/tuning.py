@@ -23,6 +23,7 @@ from metabilevel import (
     Neumann,
     Nystrom,
     WarmStarted,
+    errors,
 )
 
 Optimizer = Literal["sgd", "momentum", "adam"]
@@ -64,8 +65,9 @@ def descent(optimizer: Optimizer, learning_rate: float, steps: int) -> GradientD
 def inverse(name: Inverse, terms: int, scale: float | None, damping: float) -> AbstractInverse:
     """An inverse by its name; `terms` are those of the series, iterations, or the rank of the sketch.
 
-    **Raises:** `InputError` for a scale or damping that this inverse has no use for.
+    **Raises:** `InputError` for negative `terms`, or a scale or damping that this inverse has no use for.
     """
+    errors.count("terms", terms, 0)
     if scale is not None and name != "neumann":
         raise InputError(f"scale = {scale}: only the inverse 'neumann' has a scale, not {name!r}.")
     if damping and name not in ("cg", "normal-cg", "nystrom"):

@@ -74,3 +74,10 @@ def test_it_takes_away_what_only_the_training_images_have(key):
 def test_images_of_other_channels_are_refused(key):
     with pytest.raises(mb.InputError, match=r"channels = 3: the inputs are of shape \(30, 5, 4, 2\)"):
         mb.fit(augmentation(LEARNER), Brightened(), optax.sgd(1.0), key=key, steps=1, meta_batch=1, progress=False)
+
+
+@pytest.mark.parametrize("wrong", [{"channels": 0}, {"width": -1}, {"depth": -1}, {"batch": 0}, {"decay": -1.0}])
+def test_sizes_out_of_range_are_refused(wrong):
+    ((name, value),) = wrong.items()
+    with pytest.raises(mb.InputError, match=f"{name} = {value}: "):
+        augmentation(LEARNER, **wrong)

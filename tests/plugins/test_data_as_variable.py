@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from metabilevel_implicit.hypercleaning import capped, detection
+from metabilevel_implicit.weights import capped, detection
 from problems import assert_close, directional, dot, like
 
 import metabilevel as mb
