@@ -27,7 +27,12 @@ FAMILIES = ("quadratics dimension=3", "quadratics dimension=2 law=uniform")
 
 
 def program(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": str(folder / ".cache"),  # what one program has compiled, the others need not
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    environment = {**os.environ, **cache, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     return subprocess.run([PROGRAM, *arguments], cwd=folder, env=environment, capture_output=True, text=True)
 
 
@@ -40,15 +45,15 @@ def document(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With the run directory `trained`, and the file `it.opt` that was exported from it."""
     path = tmp_path_factory.mktemp("compare")
-    options = (
-        "--tasks quadratics --task-option dimension=3 --inner-steps 10 --window 5 --steps 4 --meta-batch 2 --every 1"
+    options = "--tasks quadratics --task-option dimension=3 --inner-steps 10 --window 5 --steps 4 --meta-batch 2"
+    trained = program(
+        path, "run", "learned-rate", *options.split(), "--validation", "5", "--every", "1", "--out", "trained"
     )
-    trained = program(path, "run", "learned-rate", *options.split(), "--validation", "5", "--out", "trained")
     assert trained.returncode == 0, trained.stderr
     said = document(program(path, "export", "trained", "--out", "it.opt", "--json"))
     step = json.loads((path / "trained" / "summary.json").read_text())["evaluation"]["step"]
-    options = {"learning_rate": 0.01}
-    rule = {"name": "learned-rate", "distribution": "metabilevel", "version": mb.__version__, "options": options}
+    own = {"learning_rate": 0.01}
+    rule = {"name": "learned-rate", "distribution": "metabilevel", "version": mb.__version__, "options": own}
     assert said == {"run": "trained", "step": step, "file": "it.opt", "rule": rule, "weights": 1}
     return path
 
