@@ -8,6 +8,8 @@ import pytest
 from metabilevel_implicit.hoag import SCHEDULES
 
 import metabilevel as mb
+from metabilevel.storage.checkpoint import restore, save
+from metabilevel.training import train
 
 pytestmark = pytest.mark.usefixtures("quick")
 FEATURES = 8
@@ -104,6 +106,24 @@ def test_it_finds_the_decay_that_is_best_for_ridge_regression(x64, key):
     assert abs(slope(x)) < 1e-2 * abs(slope(method.init(key)))
 
 
+@pytest.mark.parametrize("name", ["hoag", "implicit-hpo"])
+def test_a_run_that_goes_on_from_a_file_is_the_uninterrupted_one(name, key, tmp_path):
+    """Bit for bit, with step sizes, values and warm weights in the carry, wherever it was cut."""
+    method, tasks, sgd = mb.load_method(name)(RIDGE, per="weight", steps=5), Ridge(RIDGE), optax.sgd(1.0)
+
+    def stages(steps, state=None):
+        return list(train(method, tasks, sgd, key=key, steps=steps, meta_batch=1, every=3, state=state))
+
+    whole = stages(12)
+    for cut in (1, 5):
+        save(tmp_path / str(cut), cut, stages(cut)[-1][0], {})
+        resumed = stages(12, restore(tmp_path / str(cut), whole[0][0]).tree)
+        jax.tree.map(np.testing.assert_array_equal, resumed[-1][0], whole[-1][0])
+        # a report at the cut begins another mean: the next but one is that of the uninterrupted run again
+        reports = [[row | {"seconds": 0.0} for _, row in part if row and row["step"] > 6] for part in (whole, resumed)]
+        assert reports[0] == reports[1]
+
+
 def test_another_outer_optimizer_is_warned_of(key):
     method = hoag(RIDGE)
     run = lambda: mb.fit(method, Ridge(RIDGE), optax.adam(1e-2), key=key, steps=3, meta_batch=1, progress=False)
@@ -120,3 +140,9 @@ def test_more_than_one_task_is_refused(key):
 def test_a_decay_without_a_logarithm_is_refused(decay):
     with pytest.raises(mb.InputError, match=r"decay = .*: a positive number"):
         hoag(RIDGE, decay=decay)
+
+
+@pytest.mark.parametrize("option", ["steps", "iterations"])
+def test_no_steps_are_refused(option):
+    with pytest.raises(mb.InputError, match=f"{option} = 0: an integer of 1 or more"):
+        hoag(RIDGE, **{option: 0})
