@@ -13,6 +13,7 @@ from ..evaluation import Interval
 from ..problem import Outer
 
 FEW = 8  # numbers of x, which are worth reading
+WIDTH = 72  # of a table at least, so that the lines below it are not short
 
 
 def numbers(x: Outer) -> dict[str, float]:
@@ -44,7 +45,8 @@ class Judgement:
         over = f"means and 95% confidence intervals over {self.episodes} {self.split} episodes"
         caption = f"{f'one {self.split} episode' if self.episodes == 1 else over}, at step {self.step}"
         found = ", ".join(f"{name} = {value:.4g}" for name, value in self.x.items())
-        table = Table(title=title, caption="\n".join(filter(None, [caption, self.protocol, found])))
+        caption = "\n".join(filter(None, [caption, self.protocol, found]))
+        table = Table(title=title, caption=caption, min_width=WIDTH)
         cells = {
             (row["steps"], row["metric"]): Interval(row["mean"], row["ci95"], row["episodes"]) for row in self.rows
         }
