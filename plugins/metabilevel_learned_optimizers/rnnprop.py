@@ -10,6 +10,7 @@ from jax.flatten_util import ravel_pytree
 import metabilevel as mb
 from metabilevel import errors
 
+from .cell import at_rest, initial, recur
 from .training import method_of
 
 # As in Adam, but under the root, where it keeps the derivative finite at a zero gradient.
@@ -46,17 +47,16 @@ class RNNprop(mb.AbstractRule):
     def init(self, y: Any, key: Any) -> Any:
         k_in, k_out, *keys = jax.random.split(key, self.layers + 2)
         normal = lambda key, out, inputs: jax.random.normal(key, (out, inputs)) / jnp.sqrt(inputs)
-        remember = jnp.zeros(4 * self.units).at[self.units : 2 * self.units].set(1)  # the bias of the forget gates
         return {
             "in": {"weights": normal(k_in, self.units, 2), "bias": jnp.zeros(self.units)},
-            "layers": [{"weights": normal(k, 4 * self.units, 2 * self.units), "bias": remember} for k in keys],
+            "layers": [initial(k, self.units, self.units) for k in keys],
             "out": {"weights": normal(k_out, 1, self.units), "bias": jnp.zeros(1)},
         }
 
     def start(self, x: Any, y: Any) -> Any:
         average = jnp.zeros_like(ravel_pytree(y)[0])
-        zeros = jnp.zeros((self.layers, self.units, average.size), average.dtype)
-        return {"hidden": zeros, "cell": zeros, "mean": average, "square": average, "steps": jnp.int32(0)}
+        layers = at_rest(self.layers, self.units, average.size, average.dtype)
+        return {"layers": layers, "mean": average, "square": average, "steps": jnp.int32(0)}
 
     def update(self, x: Any, gradients: Any, state: Any, y: Any) -> Any:
         g, unravel = ravel_pytree(gradients)
@@ -64,15 +64,9 @@ class RNNprop(mb.AbstractRule):
         mean, square, steps = averaged(state["mean"], g), averaged(state["square"], g**2), state["steps"] + 1
         known = 1 - self.decay ** steps.astype(mean.dtype)
         inputs = jnp.stack([mean / known, g]) * jax.lax.rsqrt(square / known + _TINY)
-        signal, hidden, cell = jax.nn.elu(_affine(x["in"], inputs)), [], []
-        for layer, h, c in zip(x["layers"], state["hidden"], state["cell"], strict=True):
-            i, f, o, candidate = jnp.split(_affine(layer, jnp.concatenate([signal, h])), 4)
-            c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(candidate)
-            signal = jax.nn.sigmoid(o) * jnp.tanh(c)
-            hidden.append(signal)
-            cell.append(c)
+        signal, layers = recur(x["layers"], jax.nn.elu(_affine(x["in"], inputs)), state["layers"])
         step = self.scale * jnp.tanh(_affine(x["out"], signal))[0]
-        state = {"hidden": jnp.stack(hidden), "cell": jnp.stack(cell), "mean": mean, "square": square, "steps": steps}
+        state = {"layers": layers, "mean": mean, "square": square, "steps": steps}
         return unravel(step), state
 
 
