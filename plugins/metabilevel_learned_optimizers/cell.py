@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 
 def initial(key: Any, inputs: int, units: int) -> Any:
-    """Weights of a layer: normal with variance 1 / inputs, forget gates that begin open."""
-    weights = jax.random.normal(key, (4 * units, inputs + units)) / jnp.sqrt(inputs)
+    """Weights of a layer: normal with variance 1 / (inputs + units), forget gates that begin open."""
+    weights = jax.random.normal(key, (4 * units, inputs + units)) / jnp.sqrt(inputs + units)
     return {"weights": weights, "bias": jnp.zeros(4 * units).at[units : 2 * units].set(1)}
 
 
