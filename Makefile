@@ -25,6 +25,7 @@ benchmarks: $(VENV)/installed  ## speed and memory, side by side with the textbo
 	$(BIN)/python benchmarks/sinusoid.py
 	$(BIN)/python benchmarks/unroll_memory.py
 	$(BIN)/python benchmarks/implicit.py
+	$(BIN)/python benchmarks/learned_optimizer.py
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .ruff_cache
