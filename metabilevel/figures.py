@@ -1,8 +1,9 @@
 """Curves as data, and as a picture."""
 
+import base64
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -39,6 +40,27 @@ class Image:
 
     name: str
     pixels: Sequence[Sequence[float | Sequence[float]]]
+
+    def as_json(self) -> dict[str, str]:
+        """Name and PNG file, of 8 bits; a grey image has its least brightness at 0 and its greatest at 255."""
+        import numpy as np
+        from PIL import Image as Picture
+
+        a = np.asarray(self.pixels, float)
+        if a.ndim == 2:
+            a = (a - a.min()) / max(float(np.ptp(a)), np.finfo(float).tiny)
+        file = io.BytesIO()
+        Picture.fromarray(np.rint(255 * np.clip(a, 0, 1)).astype(np.uint8)).save(file, "png", optimize=True)
+        return {"name": self.name, "png": base64.b64encode(file.getvalue()).decode()}
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, str]) -> "Image":
+        """The inverse of `as_json`."""
+        import numpy as np
+        from PIL import Image as Picture
+
+        with Picture.open(io.BytesIO(base64.b64decode(fields["png"]))) as picture:
+            return cls(fields["name"], (np.asarray(picture) / 255).tolist())
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -106,7 +106,11 @@ class Report:
     def as_json(self) -> dict[str, Any]:
         """All of it, as plain values."""
         rows = [{**asdict(row), "difference": row.difference} for row in self.rows]
-        return {**asdict(self), "rows": rows}
+        bare = replace(self, panels=tuple(replace(panel, images=()) for panel in self.panels))
+        fields = asdict(bare)
+        for panel, drawn in zip(fields["panels"], self.panels, strict=True):
+            panel["images"] = [image.as_json() for image in drawn.images]
+        return {**fields, "rows": rows}
 
     def save(self, folder: Path) -> None:
         """Writes `result.json` and, where there are curves, `curves.png` into `folder`, which is made."""
@@ -185,5 +189,5 @@ def _row(fields: Mapping[str, Any]) -> Row:
 
 
 def _panel(fields: Mapping[str, Any]) -> Panel:
-    images = tuple(Image(**image) for image in fields.get("images", ()))
+    images = tuple(Image.from_json(image) for image in fields.get("images", ()))
     return Panel(**{**fields, "curves": tuple(Curve(**curve) for curve in fields["curves"]), "images": images})

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from PIL import Image
 from rich.console import Console
 
-from metabilevel import InputError, Interval
+from metabilevel import InputError, Interval, reproduction
 from metabilevel.commands.repro import command as repro
 from metabilevel.findings import Measured
 from metabilevel.reproduction import Claim, Curve, Lab, Outcome, Panel, Published, Report, Reproduction, Scale, percent
@@ -130,6 +130,16 @@ def test_json_is_strict_and_comes_back(report, tmp_path):
     again = Report.load(tmp_path / "new" / "folder")
     again.save(tmp_path / "again")
     assert (tmp_path / "again" / "result.json").read_text() == text
+
+
+def test_images_come_back_in_8_bits(report, tmp_path):
+    grey, colour = np.arange(12.0).reshape(3, 4), np.linspace(0, 1, 36).reshape(3, 4, 3)
+    images = [reproduction.Image("grey", grey.tolist()), reproduction.Image("colour", colour.tolist())]
+    replace(report, panels=(Panel("pictures", "", "", (), images=images),)).save(tmp_path)
+    (panel,) = Report.load(tmp_path).panels
+    assert [image.name for image in panel.images] == ["grey", "colour"]
+    np.testing.assert_allclose(panel.images[0].pixels, grey / 11, atol=0.5 / 255)
+    np.testing.assert_allclose(panel.images[1].pixels, colour, atol=0.5 / 255)
 
 
 def test_the_picture_is_one(report, tmp_path):
