@@ -265,14 +265,15 @@ CIFAR_FULL = replace(
 )
 CIFAR_SMALL = replace(
     CIFAR_FULL,
-    updates=600,
+    problems={CIFAR: {"filters": 8, "batch": 64}},
+    updates=200,
     validation=3,
-    functions=10,
-    tuning=3,
-    checks=10,
+    functions=6,
+    tuning=2,
+    checks=5,
     horizon=100,
-    length=200,
-    read=(20, 50, 100, 200),
+    length=100,
+    read=(20, 50, 100),
 )
 CIFAR_SMOKE = replace(
     MNIST_SMOKE,
@@ -281,8 +282,8 @@ CIFAR_SMOKE = replace(
     rates={"sgd": (1e-6, 0.01, 1e3)},
 )
 CIFAR_PROTOCOL = (
-    "CIFAR-10, a net of three 3 x 3 convolutions with 16 filters, batch normalisation and 2 x 2 max-pooling, linear "
-    "head (7,658 weights, Glorot's), batches of 128. A 2-layer LSTM with 20 units (preprocessing p = 10, output scale "
+    "CIFAR-10, a net of three 3 x 3 convolutions with {} filters, batch normalisation and 2 x 2 max-pooling, linear "
+    "head ({} weights, Glorot's), batches of {}. A 2-layer LSTM with 20 units (preprocessing p = 10, output scale "
     ".1), by the logarithms of the losses in windows of 20 steps, gradients clipped at a norm of 1. "
     "Loss: on 1,000 images of the split that is trained on. "
 )
@@ -309,17 +310,18 @@ ANDRYCHOWICZ_CIFAR = Reproduction(
         ),
         "small": Scale(
             CIFAR_SMALL,
-            CIFAR_PROTOCOL
-            + "100 steps; 600 updates by 1 run each, Adam from 3e-3 to 0 as a cosine, the best of 10 checks by "
-            "3 runs. 10 test runs, with the same starts and minibatches for all; " + RATES,
+            CIFAR_PROTOCOL.format(8, "2,682", 64)
+            + "100 steps; 200 updates by 1 run each, Adam from 3e-3 to 0 as a cosine, the best of 5 checks by "
+            "3 runs. 6 test runs, with the same starts and minibatches for all; " + RATES,
             (
-                "100 steps in place of 1,000; 120 training runs, by the logarithms of the losses; 10 test runs.",
+                "100 steps in place of 1,000, 8 filters; 40 training runs, by logarithms of losses; 6 test runs.",
                 NET,
             ),
         ),
         "full": Scale(
             CIFAR_FULL,
-            CIFAR_PROTOCOL + "1,000 steps; 1,000 runs in training, Adam from 3e-3 to 0 as a cosine, the best of 100 "
+            CIFAR_PROTOCOL.format(16, "7,658", 128)
+            + "1,000 steps; 1,000 runs in training, Adam from 3e-3 to 0 as a cosine, the best of 100 "
             "checks by 20 runs. 100 test runs, with the same starts and minibatches for all; "
             + RATES.replace("100", "1,000"),
             (NET,),
