@@ -102,7 +102,8 @@ def from_function(
         raise InputError(f"init: {error}") from error
     out = eqx.filter_eval_shape(loss, y, task, key)
     if not (isinstance(out, jax.ShapeDtypeStruct) and out.shape == () and jnp.issubdtype(out.dtype, jnp.floating)):
-        raise InputError(f"loss gives {out}: one floating scalar is wanted. Take the mean or the sum of a vector.")
+        said = f"{out.dtype}{list(out.shape)}" if isinstance(out, jax.ShapeDtypeStruct) else out
+        raise InputError(f"loss gives {said}: one floating scalar is wanted. Take the mean or the sum of a vector.")
     value, gradient = jax.value_and_grad(loss)(y, task, key)
     for name, tree in {"y0": y, "loss": value, "the gradient of loss": gradient}.items():
         if not all_finite(tree):

@@ -60,7 +60,8 @@ def matrix(
     axes.set_yticks(range(len(rows)), rows, fontsize=8)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
-    figure.colorbar(image, ticks=range(-2, 3)).ax.set_yticklabels(["1/4", "1/2", "1", "2", "4"], fontsize=8)
+    scale = figure.colorbar(image, ticks=range(-2, 3), extend="both", label="ratio").ax
+    scale.set_yticklabels(["1/4", "1/2", "1", "2", "4"], fontsize=8)
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=150)
     replace(path, picture.getvalue())
