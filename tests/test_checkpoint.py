@@ -144,6 +144,16 @@ def test_first_leaf_that_differs_is_named(tmp_path: Path, like: Any, difference:
     assert str(error.value).endswith(f"00000001.ckpt does not fit: it holds {difference} is wanted.")
 
 
+def test_a_part_is_restored_whatever_else_there_is(tmp_path: Path):
+    was = {"x": {"b": np.ones(2), "w": np.arange(3)}, "carry": np.zeros(4), "rest": 1}
+    save(tmp_path, 3, was, {})
+    step, tree, _ = restore(tmp_path, {"b": np.zeros(2), "w": np.zeros(3, int)}, "['x']")
+    assert (step, bits(tree)) == (3, bits(was["x"]))
+    assert bits(restore(tmp_path, np.ones(4), "['carry']").tree) == bits(was["carry"])
+    with pytest.raises(CheckpointError, match=r"holds \['x'\]\['b'\] of float64\[2\], where \['x'\]\['w'\] of int64"):
+        restore(tmp_path, {"w": np.zeros(3, int)}, "['x']")
+
+
 @pytest.mark.parametrize("leaf", [jnp.tanh, "text", np.array([None]), {1, 2}])
 def test_other_leaves_are_refused_and_nothing_is_written(tmp_path: Path, leaf: Any):
     with pytest.raises(TypeError, match=rf"\['net'\]\[0\] is {type(leaf).__name__}"):

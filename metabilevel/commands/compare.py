@@ -158,15 +158,20 @@ class _Course:
 
 
 def _learned(paths: Sequence[Path]) -> dict[str, LearnedOptimizer]:
-    """The learned optimizers by the last part of their paths; by the whole where that is not enough."""
+    """The learned optimizers by the last part of their paths; by the whole where that is not enough.
+
+    Double precision is on afterwards where it was before, or where one of the runs had it.
+    """
     short = [path.stem if path.is_file() else path.resolve().name for path in paths]
     names = short if len({*short}) == len(paths) else [str(path) for path in paths]
     if len({*names}) < len(paths):
         raise InputError("A learned optimizer is given twice.")
-    return {
-        name: learned_in(path)[0] if path.is_dir() else load_optimizer(path)
-        for name, path in zip(names, paths, strict=True)
-    }
+    found, double = {}, jax.config.read("jax_enable_x64")
+    for name, path in zip(names, paths, strict=True):
+        found[name] = learned_in(path)[0] if path.is_dir() else load_optimizer(path)
+        double |= jax.config.read("jax_enable_x64")
+        jax.config.update("jax_enable_x64", double)
+    return found
 
 
 def _families(given: Sequence[Any], common: dict[str, str]) -> dict[str, tuple[Plugin, TaskDistribution]]:

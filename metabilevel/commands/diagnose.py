@@ -50,8 +50,8 @@ def command(
     as_json: bool,
 ) -> None:
     with Interrupts(), memory_errors():
-        experiment, found = Experiment.restored(run)
-        method, tasks, x = experiment.method, experiment.tasks, found.tree.chosen
+        experiment, x, step = Experiment.restored(run)
+        method, tasks = experiment.method, experiment.tasks
         key = jax.random.fold_in(jax.random.key(experiment.config.seed if seed is None else seed), JUDGED)
         steps: dict[str, Any] = {} if inner_steps is None else {"steps": inner_steps}
         drawn: dict[str, Any] = {"key": key, "split": split}
@@ -79,7 +79,7 @@ def command(
     folder.mkdir(exist_ok=True)
     for diagnosis in done:
         diagnosis.draw(folder / f"{diagnosis.name}.png", experiment.title)
-    document = {"run": str(run), "step": found.step, "split": split, "diagnostics": [each.as_json() for each in done]}
+    document = {"run": str(run), "step": step, "split": split, "diagnostics": [each.as_json() for each in done]}
     write_json(folder / DOCUMENT, document)
     tables: list[RenderableType] = [each.table(experiment.title) for each in done]
     show(as_json, document, *tables, f"Written to {folder}")

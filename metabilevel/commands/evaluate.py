@@ -30,13 +30,13 @@ def command(run: Path, seed: int | None, inner_steps: list[int] | None, as_json:
     RUN is a run directory. Its newest checkpoint is judged, and evaluation-SPLIT.json is written beside it.
     """
     with Interrupts():
-        experiment, found = Experiment.restored(run)
+        experiment, x, step = Experiment.restored(run)
         solver = experiment.method.solver
         if inner_steps is not None and not isinstance(solver, AbstractIterativeSolver):
             raise InputError(f"--inner-steps: the inner solver of {experiment.config.method.name} takes no steps.")
         judgement = experiment.judge(
-            found.tree.chosen,
-            found.tree.chosen_step,
+            x,
+            step,
             seed=experiment.config.seed if seed is None else seed,
             steps=inner_steps,
             progress=False if as_json else None,

@@ -19,7 +19,6 @@ from ..problem import Key, Outer
 from ..progress import track
 from ..registry import KINDS, METHODS, TASKS, find, load_method, load_tasks
 from ..solvers import AbstractIterativeSolver
-from ..storage.checkpoint import Restored
 from ..storage.config import Config, Plugin
 from ..storage.runs import PathLike, Run
 from ..tasks import Split, TaskDistribution
@@ -83,10 +82,11 @@ class Experiment:
         return built
 
     @classmethod
-    def restored(cls, run: PathLike) -> tuple["Experiment", Restored]:
-        """The experiment of a run directory, with its newest checkpoint, whose tree is a `TrainState`.
+    def restored(cls, run: PathLike) -> tuple["Experiment", Outer, int]:
+        """The experiment of a run directory, the x that it chose, and the outer step that this x is of.
 
-        It runs in the run's own precision; plugins of another version than the run's are noted.
+        Nothing else of its newest checkpoint is read: carries and optimizers may have changed since. It runs in the
+        run's own precision; plugins of another version than the run's are noted.
 
         **Raises:** `RunError` where there is no run or no checkpoint yet; otherwise as `build` and `Run.restore`.
         """
@@ -99,10 +99,12 @@ class Experiment:
                 was = f"{plugin.distribution} {plugin.version}"
                 note(f"Warning: {plugin.name} was of {was} in the run, and is of {entry.version} now.")
         experiment = cls.build(config)
-        found = opened.restore(experiment.start())
+        like = experiment.start()
+        found = opened.restore(like.x, ".x") if like.best is None else opened.restore(like.best, ".best")
         if found is None:
             raise RunError(f"The run in {run} has no checkpoint yet.")
-        return experiment, found
+        best = found.tree
+        return (experiment, best, found.step) if like.best is None else (experiment, best.x, int(best.step))
 
     @property
     def title(self) -> str:

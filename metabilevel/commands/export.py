@@ -32,12 +32,12 @@ def command(run: Path, out: Path, as_json: bool) -> None:
 
 
 def learned_in(run: Path) -> tuple[LearnedOptimizer, int]:
-    """What the run directory holds at its newest checkpoint, and the step that it is of.
+    """What the run in a directory has learned, and the step that it is of.
 
     **Raises:** `InputError` for a run of another kind of method, and as `Experiment.restored`.
     """
-    experiment, found = Experiment.restored(run)
+    experiment, x, step = Experiment.restored(run)
     try:
-        return LearnedOptimizer.of(experiment.method, found.tree.chosen), found.tree.chosen_step
+        return LearnedOptimizer.of(experiment.method, x), step
     except InputError as error:
         raise InputError(f"The run in {run} is of {experiment.config.method.name}: {error}") from error

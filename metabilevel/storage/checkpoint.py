@@ -49,8 +49,10 @@ def save(folder: Path, step: int, tree: Any, metadata: Mapping[str, Any]) -> Pat
     return path
 
 
-def restore(folder: Path, like: Any) -> Restored:
+def restore(folder: Path, like: Any, within: str = "") -> Restored:
     """The newest intact checkpoint of `folder`: its tree bit for bit as it was saved, in the structure of `like`.
+
+    `within` is the path of a part of what was saved, such as `.x`: that part alone is read and must fit.
 
     **Raises:** `CheckpointError` where none is intact, or where the tree has another structure, shape or dtype than
     `like`; it names the first leaf that differs.
@@ -64,7 +66,7 @@ def restore(folder: Path, like: Any) -> Restored:
         except (OSError, ValueError) as error:
             warnings.warn(f"The checkpoint {path} is damaged ({error}); the one before it is tried.", stacklevel=2)
         else:
-            return Restored(header["step"], _filled(path, header, body, like), header["metadata"])
+            return Restored(header["step"], _filled(path, header, body, like, within), header["metadata"])
     state = f"damaged: {', '.join(path.name for path in paths)}" if paths else "it holds none"
     raise CheckpointError(f"No checkpoint can be restored from {folder} ({state}).")
 
@@ -78,13 +80,14 @@ def _step(path: Path) -> int:
     return int(path.stem)
 
 
-def _filled(path: Path, header: dict[str, Any], body: bytes, like: Any) -> Any:
-    """The leaves in `body`, in the structure of `like`, which must be the one that was saved."""
-    wanted, structure = flatten(like)
-    for was, now in zip_longest(header["leaves"], [[name, kind(name, leaf)] for name, leaf in wanted.items()]):
+def _filled(path: Path, header: dict[str, Any], body: bytes, like: Any, within: str) -> Any:
+    """The leaves in `body` of the part at `within`, in the structure of `like`, which must be the one of that part."""
+    wanted, structure = flatten(like, within)
+    held = [leaf for leaf in header["leaves"] if leaf[0].startswith(within)]
+    for was, now in zip_longest(held, [[name, kind(name, leaf)] for name, leaf in wanted.items()]):
         if was != now:
-            held, asked = (" of ".join(each) if each else "no further leaf" for each in (was, now))
-            raise CheckpointError(f"{path} does not fit: it holds {held}, where {asked} is wanted.")
+            has, asked = (" of ".join(each) if each else "no further leaf" for each in (was, now))
+            raise CheckpointError(f"{path} does not fit: it holds {has}, where {asked} is wanted.")
     stream = BytesIO(body)
-    data = [stream.read(size) for size in header["sizes"]]
-    return structure.unflatten(map(decode, data, wanted.values()))
+    data = {name: stream.read(size) for (name, _), size in zip(header["leaves"], header["sizes"], strict=True)}
+    return structure.unflatten(decode(data[name], leaf) for name, leaf in wanted.items())

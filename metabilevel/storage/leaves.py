@@ -5,12 +5,12 @@ from typing import Any
 import numpy as np
 
 
-def flatten(tree: Any) -> tuple[dict[str, Any], Any]:
-    """path -> leaf for each leaf of `tree`, and its structure. None is a leaf."""
+def flatten(tree: Any, within: str = "") -> tuple[dict[str, Any], Any]:
+    """path -> leaf for each leaf of `tree`, and its structure. None is a leaf. Paths begin by `within`."""
     import jax
 
     leaves, structure = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda leaf: leaf is None)
-    return {jax.tree_util.keystr(path) or "(root)": leaf for path, leaf in leaves}, structure
+    return {within + jax.tree_util.keystr(path) or "(root)": leaf for path, leaf in leaves}, structure
 
 
 def kind(path: str, leaf: Any) -> str:

@@ -105,14 +105,16 @@ class Run:
         metadata = {"config": digest(self.config), "metrics_end": journal.mark(self.path / METRICS)}
         return checkpoint.save(self.path / CHECKPOINTS, step, tree, metadata)
 
-    def restore(self, like: Any) -> Restored | None:
-        """The newest intact checkpoint, None before the first. A run that was resumed drops the metrics after it.
+    def restore(self, like: Any, within: str = "") -> Restored | None:
+        """The newest intact checkpoint, None before the first; `within` as of `checkpoint.restore`.
+
+        A run that was resumed drops the metrics after it.
 
         **Raises:** `CheckpointError` where none is intact or fits `like`, `RunError` where the run was edited by hand.
         """
         found = None
         if checkpoint.checkpoints(self.path / CHECKPOINTS):
-            found = checkpoint.restore(self.path / CHECKPOINTS, like)
+            found = checkpoint.restore(self.path / CHECKPOINTS, like, within)
             if found.metadata["config"] != digest(self.config):
                 raise RunError(f"{self.path / CONFIG} was changed since the checkpoint of step {found.step}.")
         if self._lock is not None:
