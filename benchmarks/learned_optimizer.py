@@ -8,9 +8,11 @@
 The optimizee's gradients are constants in all of them. Their gradients are compared before anything is timed.
 """
 
+import select
 import subprocess
 import sys
 import tempfile
+import time
 from functools import partial
 from pathlib import Path
 
@@ -96,8 +98,8 @@ def products(x, columns):
     return partial(jax.jit(lambda factors: jax.lax.scan(step, factors, length=WINDOW)[0]), factors)
 
 
-def torch_candidates(python, folder, x, rule, point, arrays):
-    """Calls that a process of `python` carries out, and their gradients."""
+def torch_file(folder, x, rule, point, arrays):
+    """What `learned_optimizer_torch.py` is given."""
     y, state = jax.tree.map(np.asarray, point)
     rows = lambda a: np.ascontiguousarray(np.moveaxis(a, 1, 2).reshape(-1, rule.units))
     given = {
@@ -110,27 +112,40 @@ def torch_candidates(python, folder, x, rule, point, arrays):
     }  # fmt: skip
     file = Path(folder) / "given.npz"
     np.savez(file, **jax.tree.map(np.asarray, given))
-    script = Path(__file__).with_name("learned_optimizer_torch.py")
-    process = subprocess.Popen([python, script, file], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    process.stdout.readline()
+    return file
 
-    def call(name):
-        print(name, file=process.stdin, flush=True)
-        if process.stdout.readline() != "done\n":
+
+class Torch:
+    """A process of `python` that computes a gradient at every call; `spent` are its processor's seconds until then."""
+
+    def __init__(self, python, file, name):
+        script = Path(__file__).with_name("learned_optimizer_torch.py")
+        self.process = subprocess.Popen([python, script, file, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.result, self.spent = f"{file}.{name}.npz", 0.0
+
+    def __call__(self, limit=None):
+        """Whether it was done within `limit` seconds."""
+        question, answer = self.process.stdin, self.process.stdout
+        assert question
+        assert answer
+        question.write(b"\n")
+        question.flush()
+        if not select.select([answer], [], [], limit)[0]:
+            self.process.kill()
+            return False
+        line = answer.readline()
+        if not line:
             raise click.ClickException("PyTorch's side ended early.")
+        self.spent = float(line)
+        return True
 
-    def gradient(name):
-        call(name)
-        found = np.load(f"{file}.{name}.npz")
+    def gradient(self, layers):
+        found = np.load(self.result)
         pick = lambda i: {part: found[f"{part}{i}"] for part in ("weights", "bias")}
-        return {"layers": [pick(i) for i in range(rule.layers)], "out": pick("_out")}
-
-    return {
-        name: (partial(call, key), gradient(key)) for name, key in (("PyTorch", "loop"), ("torch.compile", "compile"))
-    }
+        return {"layers": [pick(i) for i in range(layers)], "out": pick("_out")}
 
 
-def measure(workload, torch_python, rounds):
+def measure(workload, torch_python, limit, rounds):
     subject, tasks, loss, options, arrays = workload()
     method = mb.load_method("lstm")(subject, steps=5 * WINDOW, window=WINDOW, **options)
     rule, estimator, x = method.solver.rule, method.estimator, method.init(KEY)
@@ -144,14 +159,24 @@ def measure(workload, torch_python, rounds):
     }
     expected = candidates["textbook"]()[1]
     compare(candidates["metabilevel"]()[0], expected)
+    processes = {}
     with tempfile.TemporaryDirectory() as folder:
         if torch_python:
-            for name, (call, gradient) in torch_candidates(torch_python, folder, x, rule, point, arrays).items():
-                compare(gradient, expected)
-                candidates[name] = call
-        rows = alternate(candidates, rounds)
+            file = torch_file(folder, x, rule, point, arrays)
+            for name, key in (("PyTorch", "loop"), ("torch.compile", "compile")):
+                process = Torch(torch_python, file, key)
+                if not process(limit):
+                    click.echo(f"{name} was not done with its first call after {limit:g} s: it is left out.")
+                    continue
+                compare(process.gradient(rule.layers), expected)
+                processes[name] = process
+        busy = lambda: time.process_time() + sum(process.spent for process in processes.values())
+        rows = alternate({**candidates, **processes}, rounds, processor=busy)
+        for process in processes.values():
+            process.process.kill()
+    ours = rows["metabilevel"]
     for row in rows.values():
-        row["ratio"] = row["median"] / rows["metabilevel"]["median"]
+        row["ratio"], row["processor_ratio"] = (row[clock] / ours[clock] for clock in ("median", "processor"))
     return rows
 
 
@@ -160,10 +185,11 @@ def compare(ours, theirs):
     np.testing.assert_array_less(difference / optax.tree.norm(ours), 1e-3)
 
 
-@click.command(help=__doc__.splitlines()[0])
+@click.command(help=(__doc__ or "").splitlines()[0])
 @click.option("--rounds", default=7, show_default=True)
 @click.option("--torch-python", default=None, help="A Python that has torch; this one if it has, else none.")
-def main(rounds, torch_python):
+@click.option("--limit", default=40.0, show_default=True, help="Seconds for the first call of a torch candidate.")
+def main(rounds, torch_python, limit):
     has_torch = (
         subprocess.run([torch_python or sys.executable, "-c", "import torch"], capture_output=True).returncode == 0
     )
@@ -171,11 +197,13 @@ def main(rounds, torch_python):
         click.echo("There is no torch here: its candidates are left out.")
     results = {}
     for name, workload in {"MNIST MLP": mlp, "quadratics": quadratics}.items():
-        results[name] = measure(workload, (torch_python or sys.executable) if has_torch else None, rounds)
+        results[name] = measure(workload, (torch_python or sys.executable) if has_torch else None, limit, rounds)
         for candidate, row in results[name].items():
             goal = GOALS[name].get(candidate)
             aim = f" (goal {goal:.2f})" if goal else ""
-            click.echo(f"{name}, {candidate:14} {row['median'] * 1e3:8.1f} ms, {row['ratio']:5.2f} x metabilevel{aim}")
+            wall, busy = (f"{row[clock] * 1e3:8.1f} ms" for clock in ("median", "processor"))
+            ratios = f"{row['ratio']:5.2f} and {row['processor_ratio']:5.2f} x metabilevel"
+            click.echo(f"{name}, {candidate:14} {wall}, processor {busy}: {ratios}{aim}")
     click.echo(f"Written to {write('learned_optimizer', goals=GOALS, torch=has_torch, results=results)}.")
 
 

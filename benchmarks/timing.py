@@ -19,25 +19,33 @@ from jax.extend.core import jaxprs_in_params
 RESULTS = Path(__file__).parent / "results"
 
 
-def alternate(candidates: dict[str, Callable[[], Any]], rounds: int, seconds: float = 0.5) -> dict[str, dict[str, Any]]:
-    """Seconds of one call of every candidate: median, min, max, and the number of calls.
+def alternate(
+    candidates: dict[str, Callable[[], Any]],
+    rounds: int,
+    seconds: float = 0.5,
+    processor: Callable[[], float] = time.process_time,
+) -> dict[str, dict[str, Any]]:
+    """Seconds of one call of every candidate: median, min, max, the median of the seconds of the processor, which
+    other processes change less, and the number of calls.
 
     The candidates take turns, so that all see the same moods of the machine: in every round each is called once, and
     again until `seconds` have passed. A first call of each, which compiles, does not count.
     """
     times: dict[str, list[float]] = {name: [] for name in candidates}
+    busy: dict[str, list[float]] = {name: [] for name in candidates}
     for call in candidates.values():
         jax.block_until_ready(call())
     for _ in range(rounds):
         for name, call in candidates.items():
             spent = 0.0
             while spent <= seconds:
-                start = time.perf_counter()
+                start, begun = time.perf_counter(), processor()
                 jax.block_until_ready(call())
                 times[name].append(time.perf_counter() - start)
+                busy[name].append(processor() - begun)
                 spent += times[name][-1]
     summary = lambda t: {"median": statistics.median(t), "min": min(t), "max": max(t), "calls": len(t)}
-    return {name: summary(t) for name, t in times.items()}
+    return {name: {**summary(t), "processor": statistics.median(busy[name])} for name, t in times.items()}
 
 
 def square_product(n: int = 1536) -> tuple[Callable[[], Any], float]:
