@@ -47,7 +47,8 @@ def trained(
     """
     method = optimizing.unrolled(rule, subject, steps=steps, batch=batch)
     training = optimizing.Objectives(optimizing.optimizee_of(subject, batch), objective == "log")
-    problem, solver = mb.BilevelProblem(training.init, training.inner_loss, training.along), method.solver
+    problem = mb.BilevelProblem(training.init, training.inner_loss, training.along)
+    solver = mb.RuleDescent(rule, steps=steps)
     last = jnp.zeros(steps).at[-1:].set(1) if weights == "last" else None
     options: dict[str, Any] = {"window": window, "weights": last, "clip": clip}
     match estimator:
