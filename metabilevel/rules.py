@@ -72,7 +72,7 @@ def transformation(rule: AbstractRule, x: Outer) -> optax.GradientTransformation
             raise InputError("A learned optimizer needs the parameters: update(gradients, state, params).")
         weights, gradients, y = widest(params, x, updates, params)
         updates, state = rule.update(weights, gradients, state, y)
-        return jax.tree.map(lambda u, a: u.astype(a.dtype), updates, params), state
+        return jax.tree.map(lambda u, a: u.astype(jnp.result_type(a)), updates, params), state
 
     return optax.GradientTransformation(init, update)
 

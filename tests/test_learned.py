@@ -83,6 +83,12 @@ def test_bfloat16_parameters_are_computed_in_the_type_of_the_weights():
     assert eqx.tree_equal(narrow, jax.tree.map(lambda a: a.astype(jnp.bfloat16), exact))
 
 
+def test_parameters_may_be_python_numbers():
+    optimizer = mb.as_optax(learned("learned-rate", {"s": 1.0}, learning_rate=0.5))
+    updates, _ = optimizer.update({"s": 0.5}, optimizer.init({"s": 1.0}), {"s": 1.0})
+    assert updates["s"] == pytest.approx(-0.25)
+
+
 def test_jit_vmap_and_chain():
     transformation = mb.as_optax(learned())
     halved = optax.chain(optax.clip_by_global_norm(1.0), transformation, optax.scale(0.5))
