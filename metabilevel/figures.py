@@ -125,6 +125,7 @@ def draw(path: Path, title: str, panels: Sequence[Panel]) -> None:
 
 
 def _draw_images(axes: "Axes", panel: Panel, columns: int = 5) -> None:
+    columns = min(columns, len(panel.images))
     for i, image in enumerate(panel.images):
         x, y = i % columns, -1.25 * (i // columns)
         axes.imshow(image.pixels, cmap="gray", extent=(x, x + 0.94, y, y + 0.94), interpolation="nearest")

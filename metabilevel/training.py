@@ -282,6 +282,11 @@ def _add(w: Window, info: Info, step: Array) -> Window:
 
 def _check(before: TrainState, after: TrainState, finite: bool, policy: str) -> None:
     w, remedy = after.window, "Lower the inner or the outer learning rate"
+    if int(w.first_empty) == 0:
+        remedy = (
+            "Is the loss finite where the inner solve starts, and no logarithm of a negative one? If so, lower the "
+        )
+        remedy += "inner learning rate"
     if int(w.first_empty) >= 0:
         raise NonFiniteError(
             f"step {int(w.first_empty)}: no task of the batch has a finite loss and gradient. {remedy}.", before

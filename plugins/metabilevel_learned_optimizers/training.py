@@ -45,6 +45,10 @@ def trained(
     - `clip`: the norm above which the gradient of one run is scaled down to it; never if none.
     - `batch`: examples of a step where a task is a data set, drawn with replacement; all of them if none.
     """
+    if second_order and estimator != "truncated":
+        raise mb.InputError(f"second_order = True: the estimator {estimator!r} takes no derivative of the run.")
+    if batch is not None and isinstance(subject, mb.AbstractOptimizee):
+        raise mb.InputError(f"batch = {batch}: the functions of this family draw their minibatches themselves.")
     method = optimizing.unrolled(rule, subject, steps=steps, batch=batch)
     training = optimizing.Objectives(optimizing.optimizee_of(subject, batch), objective == "log")
     problem = mb.BilevelProblem(training.init, training.inner_loss, training.along)

@@ -316,3 +316,11 @@ def test_every_rule_is_a_method_that_explains_its_options():
         factory = mb.load_method(name)
         assert {field.name for field in dataclasses.fields(rule)} < set(options(factory))
         assert all(option.help for option in options(factory).values())
+
+
+@pytest.mark.parametrize(
+    "options", [{"estimator": "es", "second_order": True}, {"batch": 3}], ids=["second-order", "batch"]
+)
+def test_options_that_would_do_nothing_are_refused(options):
+    with pytest.raises(mb.InputError, match=next(reversed(options))):
+        mb.load_method("lstm")(mb.load_tasks("quadratics")().subject, **options)
