@@ -70,13 +70,15 @@ class Truncated(AbstractEstimator):
         return _before(self, x, tasks, key)
 
     def __call__(self, x, tasks, carry, key):
+        def loss(x, task, key, run):
+            return _walk(self, self.adjoint, x, run)
+
         def gradient(x, task, key, run):
-            loss = lambda x: _walk(self, self.adjoint, x, run)
-            (value, (metrics, certificate, run)), found = jax.value_and_grad(loss, has_aux=True)(x)
+            (value, (metrics, certificate, run)), found = jax.value_and_grad(loss, has_aux=True)(x, task, key, run)
             found, said = _clipped(found, self.clip)
             return (value, ({**metrics, **said}, certificate, run)), found
 
-        return _estimate(self, gradient, x, carry, tasks, key)
+        return _estimate(self, gradient, x, carry, tasks, key, loss if self.clip is None else None)
 
 
 class EvolutionStrategies(AbstractEstimator):
@@ -246,9 +248,15 @@ def _walk(self: _Windowed, adjoint: Unroll, x: Outer, run: Run) -> tuple[Scalar,
 
 
 def _estimate(
-    self: _Windowed, gradient: Callable[..., Any], x: Outer, runs: Run, tasks: Task, key: Key
+    self: _Windowed,
+    gradient: Callable[..., Any],
+    x: Outer,
+    runs: Run,
+    tasks: Task,
+    key: Key,
+    loss: Callable[..., Any] | None = None,
 ) -> tuple[Outer, Run, Info]:
-    """One window of every run, after those that are at their end have begun anew."""
+    """One window of every run, after those that are at their end have begun anew; `loss` as of `task_gradient`."""
     k_begin, k_window = jax.random.split(key)
     over = runs.done >= self.solver.steps
     either = lambda new, old: jnp.where(over.reshape(-1, *[1] * (new.ndim - 1)), new, old)
@@ -256,7 +264,7 @@ def _estimate(
     task, keys = jax.tree.map(either, fresh, (runs.task, runs.key))
     runs = Run(task, keys, runs.point, jnp.where(over, 0, runs.done))
     direction, losses, (metrics, certificates, runs), finite = task_gradient(
-        gradient, x, tasks, k_window, runs, chunk=self.task_chunk
+        gradient, x, tasks, k_window, runs, chunk=self.task_chunk, loss=loss
     )
     usable = finite & jax.vmap(all_finite)(runs.point)
     runs = runs._replace(done=jnp.where(usable, runs.done, self.solver.steps))

@@ -23,11 +23,15 @@ def batch(key):
     return jnp.arange(1.0, 4.0), jax.random.uniform(key, (N, 3)) + 0.5
 
 
+together = pytest.mark.parametrize("whole", [None, loss], ids=["each", "whole"])
+
+
+@together
 @pytest.mark.parametrize("chunk", [1, 2, 3, 7, 100, None])
-def test_the_mean_gradient_is_that_of_a_loop(chunk, x64, key):
+def test_the_mean_gradient_is_that_of_a_loop(chunk, whole, x64, key):
     x, tasks = batch(key)
     extra = jnp.arange(float(N))
-    direction, losses, (sums, carried), finite = task_gradient(gradient, x, tasks, key, extra, chunk=chunk)
+    direction, losses, (sums, carried), finite = task_gradient(gradient, x, tasks, key, extra, chunk=chunk, loss=whole)
     keys = jax.random.split(key, N)
     each = [gradient(x, t, k, e) for t, k, e in zip(tasks, keys, extra, strict=True)]
     assert_close(direction, sum(g for _, g in each) / N, 1e-14)
@@ -37,11 +41,12 @@ def test_the_mean_gradient_is_that_of_a_loop(chunk, x64, key):
     assert finite.all()
 
 
+@together
 @pytest.mark.parametrize("chunk", [1, 3, 7])
 @pytest.mark.parametrize("poison", [-1.0, 0.0, np.nan], ids=["nan-loss", "infinite-gradient", "nan-task"])
-def test_a_broken_task_is_left_out(poison, chunk, x64, key):
+def test_a_broken_task_is_left_out(poison, chunk, whole, x64, key):
     x, tasks = batch(key)
-    direction, _, _, finite = task_gradient(gradient, x, tasks.at[4].set(poison), key, chunk=chunk)
+    direction, _, _, finite = task_gradient(gradient, x, tasks.at[4].set(poison), key, chunk=chunk, loss=whole)
     keys, good = jax.random.split(key, N), [0, 1, 2, 3, 5, 6]
     assert finite.tolist() == [i in good for i in range(N)]
     assert_close(direction, sum(jax.grad(loss, has_aux=True)(x, tasks[i], keys[i])[0] for i in good) / 6, 1e-14)

@@ -1,10 +1,11 @@
 """LSTM layers for every coordinate at once, with a derivative by hand."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.custom_batching import custom_vmap
 
 
 def initial(key: Any, inputs: int, units: int) -> Any:
@@ -22,39 +23,59 @@ def recur(layers: Sequence[Any], signal: Any, state: Sequence[Any]) -> tuple[Any
     """A step of layers one upon the other: `signal` [features, n] -> ([units, n], state), n coordinates in columns."""
     after = []
     for layer, before in zip(layers, state, strict=True):
+        # The row of ones makes one matrix product of weights and bias, forwards and backwards.
         weights = jnp.concatenate([layer["weights"], layer["bias"][:, None]], 1)
-        signal, cell = _layer(weights, signal, before["hidden"], before["cell"])
+        seen = jnp.concatenate([signal, before["hidden"], jnp.ones_like(before["hidden"][:1])])
+        signal, cell = _gates(weights @ seen, before["cell"])
         after.append({"hidden": signal, "cell": cell})
     return signal, after
 
 
+def _columns(f: Callable[..., Any]) -> Callable[..., Any]:
+    """`f` of matrices [., n], of which each column is computed by itself: under vmap the matrices of a batch stand side
+    by side, [., batch * n], where XLA's loops over a few columns of one after the other would be short."""
+
+    @custom_vmap
+    def together(*matrices: Any) -> Any:
+        return f(*matrices)
+
+    @together.def_vmap
+    def _(size: int, batched: Sequence[bool], *matrices: Any) -> Any:
+        whole = [a if b else jnp.broadcast_to(a, (size, *a.shape)) for a, b in zip(matrices, batched, strict=True)]
+        found = together(*[jnp.moveaxis(a, 0, 1).reshape(a.shape[1], -1) for a in whole])
+        apart = jax.tree.map(lambda a: jnp.moveaxis(a.reshape(len(a), size, -1), 1, 0), found)
+        return apart, jax.tree.map(lambda _: True, apart)
+
+    # `custom_vmap` has no reverse mode of its own.
+    differentiable = jax.custom_jvp(lambda *matrices: together(*matrices))
+    differentiable.defjvp(lambda matrices, tangents: jax.jvp(f, matrices, tangents))
+    return differentiable
+
+
 @jax.custom_vjp
-def _layer(weights: Any, signal: Any, hidden: Any, cell: Any) -> tuple[Any, Any]:
-    """(h', c') of i, f, o = sigmoid, g = tanh of the quarters of W [signal; h; 1],  c' = f c + i g,  h' = o tanh c'.
+def _gates(sums: Any, cell: Any) -> tuple[Any, Any]:
+    """(h', c') of i, f, o = sigmoid, g = tanh of the quarters of `sums`,  c' = f c + i g,  h' = o tanh c'.
 
-    The row of ones makes one matrix product of weights and bias, forwards and backwards. The rule keeps the gates,
-    from which every derivative is a polynomial; without it XLA makes more passes over arrays of [4 units, n].
+    The rule keeps the gates, from which every derivative is a polynomial; without it XLA makes more passes over arrays
+    of [4 units, n].
     """
-    return _forward(weights, signal, hidden, cell)[0]
+    return _forward(sums, cell)[0]
 
 
-def _forward(weights: Any, signal: Any, hidden: Any, cell: Any) -> tuple[tuple[Any, Any], Any]:
-    seen = jnp.concatenate([signal, hidden, jnp.ones_like(hidden[:1])])
-    i, f, o, g = jnp.split(weights @ seen, 4)
+@_columns
+def _forward(sums: Any, cell: Any) -> tuple[tuple[Any, Any], Any]:
+    i, f, o, g = jnp.split(sums, 4)
     i, f, o, g = jax.nn.sigmoid(i), jax.nn.sigmoid(f), jax.nn.sigmoid(o), jnp.tanh(g)
     after = f * cell + i * g
     shown = jnp.tanh(after)
-    return (o * shown, after), (weights, seen, i, f, o, g, cell, shown)
+    return (o * shown, after), (i, f, o, g, cell, shown)
 
 
-def _backward(kept: Any, cotangents: tuple[Any, Any]) -> tuple[Any, ...]:
-    (weights, seen, i, f, o, g, cell, shown), (dh, dc) = kept, cotangents
+@_columns
+def _backward(i: Any, f: Any, o: Any, g: Any, cell: Any, shown: Any, dh: Any, dc: Any) -> tuple[Any, Any]:
     dc = dc + dh * o * (1 - shown * shown)
     sums = [dc * g * i * (1 - i), dc * cell * f * (1 - f), dh * shown * o * (1 - o), dc * i * (1 - g * g)]
-    sums = jnp.concatenate(sums)
-    units, inputs = len(cell), len(seen) - len(cell) - 1
-    d_seen = weights[:, :-1].T @ sums
-    return sums @ seen.T, d_seen[:inputs], d_seen[inputs : inputs + units], dc * f
+    return jnp.concatenate(sums), dc * f
 
 
-_layer.defvjp(_forward, _backward)
+_gates.defvjp(_forward, lambda kept, cotangents: _backward(*kept, *cotangents))

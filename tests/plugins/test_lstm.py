@@ -68,6 +68,16 @@ def test_a_batch_has_the_derivatives_of_its_members(x64, key):
     slope = lambda *one: jax.grad(lambda layers: recur(layers, *one)[0].sum())(layers)
     each = [slope(*jax.tree.map(lambda a, i=i: a[i], batch)) for i in range(3)]
     assert_close(jax.vmap(slope)(*batch), jax.tree.map(lambda *a: jnp.stack(a), *each), 1e-12)
+    whole = lambda layers: jax.vmap(lambda *one: recur(layers, *one)[0].sum())(*batch).sum()
+    assert_close(jax.grad(whole)(layers), jax.tree.map(lambda *a: sum(a), *each), 1e-12)
+
+
+def test_a_batch_has_the_second_derivatives_of_its_members(x64, key):
+    layers, *_ = given(key, "float64")
+    batch = jax.tree.map(lambda *a: jnp.stack(a), *[given(k, "float64")[1:] for k in jax.random.split(key, 3)])
+    slope = lambda f: lambda *one: jax.grad(lambda layers: jnp.sum(f(layers, *one)[0] ** 2))(layers)
+    twice = lambda f: lambda *one: jax.grad(lambda signal: dot(slope(f)(signal, one[1]), layers))(one[0])
+    assert_close(jax.vmap(twice(recur))(*batch), jax.vmap(twice(by_equinox))(*batch), 1e-10)
 
 
 @pytest.mark.parametrize(("preprocess", "count"), [(None, 5061), (10.0, 5141)])
