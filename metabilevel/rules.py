@@ -59,15 +59,15 @@ def transformation(rule: AbstractRule, x: Outer) -> optax.GradientTransformation
     **Raises:** `InputError`, at `init` as `require_fit`, and at `update` where the parameters y are missing.
     """
 
-    def widest(params: Inner, *trees: PyTree) -> tuple[PyTree, ...]:
+    def widest(params: PyTree, *trees: PyTree) -> tuple[PyTree, ...]:
         dtype = jnp.result_type(*jax.tree.leaves((x, params)))
         return jax.tree.map(lambda a: jnp.asarray(a, dtype), trees)
 
-    def init(params: Inner) -> PyTree:
+    def init(params: PyTree) -> PyTree:
         require_fit(rule, x, params)
         return rule.start(*widest(params, x, params))
 
-    def update(updates: Inner, state: PyTree, params: Inner | None = None) -> tuple[Inner, PyTree]:
+    def update(updates: PyTree, state: PyTree, params: PyTree | None = None) -> tuple[PyTree, PyTree]:
         if params is None:
             raise InputError("A learned optimizer needs the parameters: update(gradients, state, params).")
         weights, gradients, y = widest(params, x, updates, params)

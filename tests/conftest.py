@@ -43,11 +43,6 @@ def optimised() -> Iterator[None]:
 
 
 @pytest.fixture
-def quick() -> None:
-    """What holds everywhere now."""
-
-
-@pytest.fixture
 def key() -> jax.Array:
     return jax.random.key(7)
 

@@ -310,7 +310,7 @@ def test_restarts_measure_the_spread_over_optima(x64):
     assert info.certificate.spread > 0.5
 
 
-def test_memory_does_not_grow_with_the_inner_steps():
+def test_memory_does_not_grow_with_the_inner_steps(optimised):
     def planned(steps, adjoint):
         problem = mb.BilevelProblem(
             init=lambda x, task, key: jnp.zeros(200),

@@ -17,8 +17,6 @@ from metabilevel.registry import RULES, load
 from metabilevel.storage.checkpoint import save as save_checkpoint
 from metabilevel.storage.envelope import seal, unseal
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 KEY = jax.random.key(0)
 PARAMS = {"w": jnp.linspace(-1, 1, 6).reshape(2, 3), "b": jnp.ones(2)}
 PLUGINS = ("adafac-mlp", "hand-made", "learned-rate", "lstm", "mlp-optimizer", "rnnprop")

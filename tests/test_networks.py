@@ -9,6 +9,8 @@ from problems import directional, dot
 from metabilevel import MLP, ConvNet, InputError, R2D2Net, ResNet12
 from metabilevel.networks import conv2d, max_pool, normalise
 
+pytestmark = pytest.mark.usefixtures("optimised")  # a compiler may get a convolution wrong
+
 SMALL = {
     "mlp": MLP(6, (5, 4), 3, "tanh"),
     "mlp-bn": MLP(6, (5, 4), 3, "softplus", batch_norm=True),

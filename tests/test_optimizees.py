@@ -22,7 +22,7 @@ scores = mb.evaluate(method, x, tasks, key=jax.random.key(1), episodes=100, step
 """
 
 
-def test_the_example_trains_an_optimizer_that_lowers_the_loss_of_new_tasks(quick):
+def test_the_example_trains_an_optimizer_that_lowers_the_loss_of_new_tasks():
     found = {"jax": jax, "jnp": jnp, "mb": mb, "optax": optax}
     exec(EXAMPLE, found)
     start, early, late = (found["scores"][steps]["loss"] for steps in (0, 5, 20))

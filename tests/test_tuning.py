@@ -12,8 +12,6 @@ from metabilevel.optimizing import unrolled
 from metabilevel.registry import RULES, load
 from metabilevel.tuning import START, Search
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 KEY = jax.random.key(0)
 RATES = (0.01, 0.1, 0.2, 0.5)
 

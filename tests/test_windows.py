@@ -105,7 +105,7 @@ def episode(estimator: Any, x: Any, batch: Any, key: Any) -> tuple[list[Any], li
     ("adjoint", "window"),
     [(FIRST, 1), (FIRST, 2), (FIRST, HORIZON), (SECOND, 2), (SECOND, HORIZON), (mb.Unroll(mixed_mode=True), 3)],
 )
-def test_truncated_is_the_derivative_of_each_window_cut_at_its_beginning(adjoint, window, x64, key, quick):
+def test_truncated_is_the_derivative_of_each_window_cut_at_its_beginning(adjoint, window, x64, key):
     x, batch = variable(), tasks()
     estimator = mb.Truncated(PROBLEM, SOLVER, adjoint, window, jnp.array(WEIGHTS))
     directions, infos, carry = episode(estimator, x, batch, key)
@@ -123,7 +123,7 @@ def test_truncated_is_the_derivative_of_each_window_cut_at_its_beginning(adjoint
     np.testing.assert_allclose(infos[-1].metrics["first"], carry.point[0][:, 0], rtol=1e-12)
 
 
-def test_the_last_weight_alone_gives_the_hypergradient_of_the_final_loss(x64, key, quick):
+def test_the_last_weight_alone_gives_the_hypergradient_of_the_final_loss(x64, key):
     x, batch = variable(), tasks()
     for adjoint in (FIRST, SECOND):
         estimator = mb.Truncated(PROBLEM, SOLVER, adjoint, HORIZON, lambda t: t == HORIZON)
@@ -138,7 +138,7 @@ def test_the_last_weight_alone_gives_the_hypergradient_of_the_final_loss(x64, ke
 
 
 @pytest.mark.parametrize("kind", ESTIMATORS)
-def test_weights_are_an_array_or_a_function_of_t_or_ones(kind, x64, key, quick):
+def test_weights_are_an_array_or_a_function_of_t_or_ones(kind, x64, key):
     x, batch = variable(), tasks(1)
     t = jnp.arange(1, HORIZON + 1)
     found = [
@@ -228,7 +228,7 @@ def test_a_run_that_diverges_is_left_out_and_begins_anew_with_the_new_task(kind,
 
 
 @pytest.mark.parametrize("kind", ESTIMATORS)
-def test_the_gradient_of_each_run_is_clipped(kind, x64, key, quick):
+def test_the_gradient_of_each_run_is_clipped(kind, x64, key):
     x, batch = variable(), tasks()
     at = lambda clip: kind(PROBLEM, SOLVER, window=3, clip=clip)
     carries = [at(None).init(x, batch[i : i + 1], key) for i in range(3)]
@@ -287,7 +287,7 @@ def far(found: Any, exact: Any) -> Any:
 @pytest.mark.parametrize(
     ("kind", "window"), [(mb.EvolutionStrategies, HORIZON), (mb.PersistentES, HORIZON), (mb.PersistentES, 2)]
 )
-def test_evolution_strategies_have_the_mean_of_the_smoothed_gradient(kind, window, x64, key, quick):
+def test_evolution_strategies_have_the_mean_of_the_smoothed_gradient(kind, window, x64, key):
     x = jnp.array([0.5, -1.0, 2.0])
     whole = mb.Truncated(QUADRATIC, LINEAR, SECOND, HORIZON)
     exact = call(whole, x, jnp.ones(1), whole.init(x, jnp.ones(1), key), key)[0]
@@ -296,7 +296,7 @@ def test_evolution_strategies_have_the_mean_of_the_smoothed_gradient(kind, windo
     assert (far(found, 0.8 * exact) > 3).any()
 
 
-def test_persistent_evolution_strategies_see_past_their_windows(x64, key, quick):
+def test_persistent_evolution_strategies_see_past_their_windows(x64, key):
     """On the influence balancing problem, where short windows see the wrong sign."""
     problem, _ = balancing()
     x, late = jnp.array(0.5), lambda t: t > 60
@@ -311,7 +311,7 @@ def test_persistent_evolution_strategies_see_past_their_windows(x64, key, quick)
     assert far(truncated, short) < 3
 
 
-def test_both_evolution_strategies_are_one_where_the_window_is_the_horizon(x64, key, quick):
+def test_both_evolution_strategies_are_one_where_the_window_is_the_horizon(x64, key):
     """In the first run and in the second, which knows nothing of the noise of the first."""
     x, batch, found = variable(), tasks(), []
     for kind in ESTIMATORS[1:]:
@@ -331,7 +331,7 @@ def test_a_constant_loss_has_the_direction_zero(kind, key):
 
 
 @pytest.mark.parametrize(("kind", "chunk"), [*zip(ESTIMATORS, (1, 2, 1), strict=True)])
-def test_neither_chunks_nor_later_calls_change_anything(kind, chunk, x64, key, quick):
+def test_neither_chunks_nor_later_calls_change_anything(kind, chunk, x64, key):
     x, batch, traces = variable(), tasks(), []
 
     def counted(*given: Any) -> Any:
@@ -357,9 +357,7 @@ def test_an_optimizer_is_learned_on_tasks_that_hold_nothing(estimator, key):
 
 
 @pytest.mark.parametrize(("second_order", "preprocess"), [(True, None), (True, 10.0), (False, None)])
-def test_truncated_through_an_lstm_on_a_network_agrees_with_finite_differences(
-    second_order, preprocess, x64, key, quick
-):
+def test_truncated_through_an_lstm_on_a_network_agrees_with_finite_differences(second_order, preprocess, x64, key):
     """In the second window, whose beginning is a constant."""
     family = mb.load_tasks("sinusoid")(shots=5, queries=5)
     learner = mb.regression(mb.MLP(1, (4,), 1, activation="tanh"))

@@ -10,7 +10,6 @@ from problems import directional, dot, like
 
 import metabilevel as mb
 
-pytestmark = pytest.mark.usefixtures("quick")
 LEARNER = mb.classification(mb.MLP(5 * 4 * 2, (), 3, init_weights="zeros"))
 augmentation = mb.load_method("augmentation")
 

@@ -11,7 +11,6 @@ from problems import assert_close, directional, dot, like
 
 import metabilevel as mb
 
-pytestmark = pytest.mark.usefixtures("quick")
 N = 24  # training examples
 
 

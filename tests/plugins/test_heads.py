@@ -10,7 +10,6 @@ from problems import assert_close, directional, dot, like
 
 import metabilevel as mb
 
-pytestmark = pytest.mark.usefixtures("quick")
 NAMES = ["r2d2", "lrd2", "metaoptnet", "protonet", "nil"]
 
 

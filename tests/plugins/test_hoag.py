@@ -11,7 +11,6 @@ import metabilevel as mb
 from metabilevel.storage.checkpoint import restore, save
 from metabilevel.training import train
 
-pytestmark = pytest.mark.usefixtures("quick")
 FEATURES = 8
 RIDGE = mb.regression(mb.MLP(FEATURES, (), 1, init_weights="zeros"))
 hoag = mb.load_method("hoag")

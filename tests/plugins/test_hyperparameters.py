@@ -13,7 +13,6 @@ from metabilevel_implicit.hyperparameters import decays, penalty
 import metabilevel as mb
 from metabilevel import InputError
 
-pytestmark = pytest.mark.usefixtures("quick")
 FEATURES = 5
 LINEAR = mb.regression(mb.MLP(FEATURES, (), 1))
 LOGISTIC = mb.classification(mb.MLP(FEATURES, (), 3, init_weights="zeros"))

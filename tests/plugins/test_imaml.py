@@ -12,7 +12,6 @@ from problems import assert_close, directional, dot, like
 import metabilevel as mb
 from metabilevel import InputError, Result
 
-pytestmark = pytest.mark.usefixtures("quick")
 FEATURES = 4
 LINEAR = mb.regression(mb.MLP(FEATURES, (), 1))
 TANH = mb.classification(mb.MLP(FEATURES, (5,), 3, "tanh"))

@@ -9,7 +9,6 @@ from metabilevel_learned_optimizers.cell import at_rest, initial, recur
 from metabilevel_learned_optimizers.lstm import LSTM
 from problems import assert_close, directional, dot, like
 
-pytestmark = pytest.mark.usefixtures("quick")
 UNITS, INPUTS, N = 3, 2, 5
 
 

@@ -65,7 +65,7 @@ def test_broken_photographs_are_named(tmp_path):
         unpack(paths)
 
 
-def test_each_term_is_zero_where_it_should_be(quick, family, key):
+def test_each_term_is_zero_where_it_should_be(family, key):
     tasks = family()
     art, task = tasks.subject, tasks.sample(key, "test")
     judge = jax.jit(lambda y: art.judge(y, task, key))
@@ -87,7 +87,7 @@ def test_a_gram_matrix_is_symmetric_semidefinite_and_forgets_where_things_are(x6
     np.testing.assert_allclose(gram(shuffled), products, rtol=1e-12)
 
 
-def test_the_gradient_is_that_of_differences(x64, quick, family, key):
+def test_the_gradient_is_that_of_differences(x64, family, key):
     tasks = family()
     art, task = tasks.subject, tasks.sample(key, "train")
     y = art.init(task, key)
@@ -111,7 +111,7 @@ def test_maps_are_those_of_plain_convolutions(x64, key):
         np.testing.assert_allclose(found, x, rtol=1e-9, atol=1e-12)
 
 
-def test_losses_of_both_sizes_are_comparable_and_the_same_weights_serve_both(quick, family, key):
+def test_losses_of_both_sizes_are_comparable_and_the_same_weights_serve_both(family, key):
     starts, x = {}, None
     for size in (64, 128):
         tasks = family(size=size, style="great_wave")

@@ -202,7 +202,7 @@ def test_the_loss_of_a_training_is_the_cross_entropy_of_its_minibatch(make, key,
 
 
 @pytest.mark.parametrize("name", ["mnist-training", "cifar-training"])
-def test_the_data_are_neither_carried_by_a_run_nor_a_constant_of_the_program(name, make, key, quick):
+def test_the_data_are_neither_carried_by_a_run_nor_a_constant_of_the_program(name, make, key):
     """Of eight times the images nothing grows but the argument that they are."""
     sizes = []
     for images in (100, 800):

@@ -13,7 +13,6 @@ from problems import assert_close, directional, dot, like
 import metabilevel as mb
 from metabilevel.training import train
 
-pytestmark = pytest.mark.usefixtures("quick")
 METHODS = ["maml", "fomaml", "anil", "boil", "meta-sgd", "lslr", "reptile"]
 SECOND_ORDER = ["maml", "anil", "boil", "meta-sgd", "lslr"]
 RATE = {"learning_rate": 0.02, "steps": 2}

@@ -21,8 +21,6 @@ import metabilevel as mb
 from metabilevel.info import norm
 from metabilevel.schema import options
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 OPTIMIZERS = {
     "sgd": optax.sgd,
     "momentum": lambda rate: optax.sgd(rate, momentum=0.9),
