@@ -157,9 +157,9 @@ WRONG = {
     "evaluate here": "There is no run in here",
     "evaluate here --inner-steps 0,x": "'--inner-steps': '0,x' is not a list of integers of 0 or more",
     "evaluate here --split tset": "'--split': 'tset' is not one of 'train', 'valid', 'test'",
-    "run mamll": "no method 'mamll'. Did you mean 'maml'? Installed: anil,",
+    "run mamll": "no method 'mamll'. Did you mean 'maml'? Installed: adafac-mlp, anil,",
     "run --tasks sinusoid maml": "--tasks: the method comes first",
-    "run maml": "Missing option '--tasks'. Installed: cifar-fs, cifar10, cifar100, fashion-mnist, ",
+    "run maml": "Missing option '--tasks'. Installed: cifar-fs, cifar-training, cifar10, ",
     "run maml --tasks sinusiod": "no task family 'sinusiod'. Did you mean 'sinusoid'?",
 }
 WRONG_OPTIONS = {
@@ -491,7 +491,7 @@ def test_reproduction(invoke: Invoke, install: Install):
     assert json.loads(invoke("repro", "show", "odd", "--json")[1])["published"][0]["place"] == "Table 7"
     unpublished = invoke("repro", "show", "r2d2-omniglot")[1]
     assert "Claims of the paper" in unpublished
-    assert all(words not in unpublished for words in ("±", "published"))
+    assert "published" not in unpublished
     for _ in range(2):
         status, out, err = invoke("repro", "run", "odd", "--scale", "smoke")
         assert (status, err) == (0, "")

@@ -299,7 +299,7 @@ ANDRYCHOWICZ_CIFAR = Reproduction(
     metric=MEASURE,
     interval="not given",
     published=(),
-    claims=_ahead("The LSTM is below the best tuned optimizer", CIFAR, (20, 50, 100, 200), "Figure 7, left"),
+    claims=_ahead("The LSTM is below the best tuned optimizer", CIFAR, (20, 50, 100), "Figure 7, left"),
     scales={
         "smoke": Scale(
             CIFAR_SMOKE,
