@@ -7,7 +7,7 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from lzma import LZMAError
 from pathlib import Path
 from typing import Any, Literal
@@ -47,8 +47,15 @@ def photographs(classes: Literal[10, 100]) -> dict[str, np.ndarray]:
 
     **Raises:** `DataError`, as `data.load` does.
     """
-    whole, packed = _SETS[classes]
-    return data.load(packed if data.status(whole).packed_serves else whole)
+    return _photographs(classes, data.status(_SETS[classes][0]).packed_serves, data.data_folder())
+
+
+@lru_cache(maxsize=1)  # to decode them takes seconds, and a comparison asks for them again under other settings
+def _photographs(classes: Literal[10, 100], packed: bool, folder: Path) -> dict[str, np.ndarray]:
+    found = data.load(_SETS[classes][packed])
+    for images in found.values():
+        images.flags.writeable = False
+    return found
 
 
 def unpickle(archive: tuple[Path, ...], layout: Layout) -> dict[str, np.ndarray]:
