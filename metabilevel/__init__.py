@@ -60,11 +60,15 @@ if TYPE_CHECKING:
     from .linear import Neumann as Neumann
     from .linear import Nystrom as Nystrom
     from .method import Method as Method
+    from .method import Posed as Posed
     from .networks import MLP as MLP
     from .networks import AbstractNetwork as AbstractNetwork
     from .networks import ConvNet as ConvNet
     from .optimizees import AbstractOptimizee as AbstractOptimizee
     from .optimizees import from_function as from_function
+    from .oracles import Minibatches as Minibatches
+    from .oracles import Oracles as Oracles
+    from .oracles import Sample as Sample
     from .problem import BilevelProblem as BilevelProblem
     from .quadratic import simplex_qp as simplex_qp
     from .quadratic import simplex_residual as simplex_residual
@@ -72,6 +76,9 @@ if TYPE_CHECKING:
     from .registry import load_tasks as load_tasks
     from .rules import AbstractRule as AbstractRule
     from .rules import RuleDescent as RuleDescent
+    from .single_loop import AbstractSingleLoop as AbstractSingleLoop
+    from .single_loop import SingleLoop as SingleLoop
+    from .single_loop import Stride as Stride
     from .solvers import AbstractInnerSolver as AbstractInnerSolver
     from .solvers import AbstractIterativeSolver as AbstractIterativeSolver
     from .solvers import ClosedForm as ClosedForm
@@ -111,14 +118,16 @@ _HOME = {
     "linear": "AbstractInverse BiCGSTAB ConjugateGradient Dense GMRES Identity Lineax LinearSystem Neumann Nystrom",
     "learned": "LearnedOptimizer as_optax load_optimizer",
     "learner": "Learner classification regression",
-    "method": "Method",
+    "method": "Method Posed",
     "networks": "AbstractNetwork ConvNet MLP",
     "optimizees": "AbstractOptimizee from_function",
+    "oracles": "Minibatches Oracles Sample",
     "problem": "BilevelProblem",
     "registry": "load_method load_tasks",
     "hypergradients": "Solution hypergradient reduced solve",
     "quadratic": "simplex_qp simplex_residual",
     "rules": "AbstractRule RuleDescent",
+    "single_loop": "AbstractSingleLoop SingleLoop Stride",
     "solvers": "AbstractInnerSolver AbstractIterativeSolver ClosedForm Descent GradientDescent ProjectedGradient "
     "Trajectory",
     "tasks": "Data Episode TaskDistribution pooled sample_batch",

@@ -17,6 +17,17 @@ from .problem import BilevelProblem, Inner, Key, Metrics, Outer, Task
 from .solvers import AbstractInnerSolver, AbstractIterativeSolver
 
 
+class Posed(eqx.Module):
+    """A bilevel problem as a task family poses it: what a method is built on where the tasks are not supervised ones.
+
+    **Arguments:** `init(key) -> x` at the start; `solver` finds y(x) exactly enough to judge x.
+    """
+
+    problem: BilevelProblem
+    init: Callable[[Key], Outer]
+    solver: AbstractInnerSolver
+
+
 class Method(eqx.Module):
     """How x is trained, and how it serves a task not seen before.
 

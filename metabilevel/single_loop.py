@@ -1,0 +1,114 @@
+"""Methods without an inner solve: y, and what else they keep, takes a few steps with every step of x."""
+
+import abc
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from .adjoints import certify
+from .batching import leading, task_gradient
+from .errors import InputError, count
+from .estimators import AbstractEstimator
+from .info import Info, all_finite, norm
+from .oracles import Minibatches, Oracles, Sample
+from .problem import BilevelProblem, Inner, Key, Metrics, Outer, Scalar, Task
+
+
+class Stride(NamedTuple):
+    """What one step gives: the direction for x, F with its metrics where the step saw it, and the next memory."""
+
+    direction: Outer
+    seen: tuple[Scalar, Metrics]
+    memory: Any
+
+
+class AbstractSingleLoop(eqx.Module):
+    """A single-loop or penalty method, in two functions of one task.
+
+    The memory is any pytree of arrays that has a field `y`, the inner variable.
+    """
+
+    @abc.abstractmethod
+    def begin(self, oracles: Oracles, x: Outer, y: Inner, key: Key) -> Any:
+        """The memory before the first step, where the inner variable is `y`."""
+
+    @abc.abstractmethod
+    def step(self, oracles: Oracles, x: Outer, memory: Any, t: Array, key: Key) -> Stride:
+        """Step t = 0, 1, ...: x is followed by an outer optimizer along the direction, downhill."""
+
+
+class SingleLoop(AbstractEstimator):
+    """The direction of a single-loop method, whose memory of a task goes on from one outer step to the next.
+
+    A memory that was not finite is begun anew, from `problem.init`.
+
+    **Arguments:**
+
+    - `loop`: the method.
+    - `minibatches`: what its oracles see; all examples if None.
+    - `slots`, `slot(task)`: a memory for each of so many tasks. With one slot there is one task; two tasks of a batch
+      must not share a slot, since only the last one's memory is kept. A task whose slot is none of 0 ... slots - 1
+      begins anew.
+
+    **Raises:** `InputError` for more tasks than memories, or a batch above a part's examples.
+    """
+
+    problem: BilevelProblem
+    loop: AbstractSingleLoop
+    minibatches: Minibatches | None = None
+    slots: int = eqx.field(static=True, default=1)
+    slot: Callable[[Task], Any] = lambda task: 0
+
+    def __check_init__(self):
+        count("slots", self.slots, 1)
+
+    def init(self, x, tasks, key):
+        if self.slots == 1 and leading(tasks) > 1:
+            raise InputError(
+                f"meta_batch = {leading(tasks)}: one memory serves one task. Take a meta-batch of 1, or tasks of a "
+                "pool, each of which has a memory of its own."
+            )
+        if self.minibatches is not None:
+            shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), tasks)
+            for part in ("inner", "outer"):
+                self.minibatches.examples(part, shapes)
+        first = jax.tree.map(lambda a: a[0], tasks)
+        if self.slots == 1:
+            return jax.tree.map(lambda a: a[None], (self._begin(x, first, key), jnp.int32(0), jnp.bool_(True)))
+        memory = jax.eval_shape(self._begin, x, first, key)
+        table = jax.tree.map(lambda a: jnp.zeros((self.slots, *a.shape), a.dtype), memory)
+        return table, jnp.zeros(self.slots, jnp.int32), jnp.zeros(self.slots, bool)
+
+    def __call__(self, x, tasks, carry, key):
+        def gradient(x, task, key, memory, t, alive):
+            k_begin, k_step, k_residual = jax.random.split(key, 3)
+            memory, t = jax.lax.cond(alive, lambda: (memory, t), lambda: (self._begin(x, task, k_begin), jnp.int32(0)))
+            oracles = Oracles(self.problem, task, self.minibatches)
+            direction, (value, metrics), memory = self.loop.step(oracles, x, memory, t, k_step)
+            residual = norm(oracles.inner_gradient(x, memory.y, Sample(None, k_residual)))
+            alive = all_finite(value, direction, memory.y)
+            return (value, (metrics, certify(residual, alive), (memory, t + 1, alive))), direction
+
+        if self.slots == 1:
+            stored, place = carry, None
+        else:
+            slots = jax.vmap(lambda task: jnp.asarray(self.slot(task)))(tasks)
+            known = (slots >= 0) & (slots < self.slots)
+            place = jnp.where(known, slots, self.slots)  # beyond the table, hence dropped
+            memory, t, alive = jax.tree.map(lambda a: a[slots], carry)
+            stored = memory, t, alive & known
+        direction, losses, (metrics, certificates, later), finite = task_gradient(
+            gradient, x, tasks, key, *stored, chunk=self.task_chunk
+        )
+        if place is not None:
+            later = jax.tree.map(lambda a, b: a.at[place].set(b, mode="drop"), carry, later)
+        return direction, later, Info(losses, metrics, certificates, finite)
+
+    def _begin(self, x: Outer, task: Task, key: Key) -> PyTree:
+        k_init, k_begin = jax.random.split(key)
+        _, y, _ = self.problem.begin(x, task, k_init)
+        return self.loop.begin(Oracles(self.problem, task, self.minibatches), x, y, k_begin)
