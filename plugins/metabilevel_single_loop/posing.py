@@ -12,20 +12,28 @@ import metabilevel as mb
 from metabilevel import errors
 
 Objective = Literal["decay", "proximal"]
-
-
 Schedule: TypeAlias = Callable[[Array], Array]
 
 
-def decaying(rate: float, exponent: float = 0.0, name: str = "exponent") -> Schedule:
-    """rate (t + 1)^-exponent for t = 0, 1, ...
+class Decaying(eqx.Module):
+    """rate (t + 1)^-exponent for t = 0, 1, ... Both are arrays, so that other values need no other program."""
+
+    rate: Array
+    exponent: Array
+
+    def __call__(self, t: Array) -> Array:
+        return self.rate * (t + 1) ** -self.exponent
+
+
+def decaying(rate: float, exponent: float = 0.0, name: str = "exponent") -> Decaying:
+    """A step size that falls as (t + 1)^-exponent, or stays.
 
     **Raises:** `InputError` for a rate that is not positive, or an exponent outside [0, 1].
     """
     errors.number("learning_rate", rate, 0, above=True)
     if not 0 <= exponent <= 1:
         raise mb.InputError(f"{name} = {exponent}: a step size falls as (t + 1)^-{name}, with one from 0 to 1.")
-    return lambda t: rate * (t + 1.0) ** -exponent
+    return Decaying(jnp.asarray(rate, float), jnp.asarray(exponent, float))
 
 
 def posed(subject: Any, loop: mb.AbstractSingleLoop, objective: Objective, batch: int | None) -> mb.Method:

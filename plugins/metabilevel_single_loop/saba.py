@@ -41,7 +41,7 @@ class SABA(mb.AbstractSingleLoop):
     """
 
     rate: Schedule
-    outer: Schedule = decaying(1.0)
+    outer: Schedule = lambda t: jnp.ones(())
     budget: float = 2.0
 
     def begin(self, oracles, x, y, key):

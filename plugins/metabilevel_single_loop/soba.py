@@ -27,7 +27,7 @@ class SOBA(mb.AbstractSingleLoop):
     """
 
     rate: Schedule
-    outer: Schedule = decaying(1.0)
+    outer: Schedule = lambda t: jnp.ones(())
 
     def begin(self, oracles, x, y, key):
         return Memory(y, jax.tree.map(jnp.zeros_like, y))
