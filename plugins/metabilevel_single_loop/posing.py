@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
+import equinox as eqx
+import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 from metabilevel_implicit.hyperparameters import decays, penalty
