@@ -4,6 +4,8 @@ import difflib
 import operator
 from collections.abc import Iterable
 
+MOST = 2**31 - 1  # of whatever is counted: the largest number of the integers by which arrays are indexed
+
 
 class InputError(ValueError):
     """Wrong input; the message names it and says what is allowed. Exit status 2."""
@@ -26,7 +28,7 @@ class CheckpointError(InputError):
 
 
 def count(name: str, value: object, least: int) -> int:
-    """`value` as an integer of `least` or more.
+    """`value` as an integer of `least` or more, up to `MOST`.
 
     **Raises:** `InputError` that names it.
     """
@@ -36,16 +38,21 @@ def count(name: str, value: object, least: int) -> int:
         number = None
     if number is None or isinstance(value, bool) or number < least:
         raise InputError(f"{name} = {value!r}: an integer of {least} or more is wanted.")
+    if number > MOST:
+        raise InputError(f"{name} = {value!r}: {MOST} or less is wanted.")
     return number
 
 
 def number(name: str, value: object, least: int, *, above: bool = False) -> None:
-    """Looks at a number that is known already, which a traced array is not.
+    """Looks at a number that is known already, which an array, as it may be traced, is not.
 
     **Raises:** `InputError` that names it, unless it is `least` or more (`above`: more).
     """
-    known = isinstance(value, int | float)
-    if isinstance(value, str | bool) or (known and not (value > least if above else value >= least)):
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        right = value > least if above else value >= least
+    else:
+        right = hasattr(value, "dtype")
+    if not right:
         wanted = f"above {least}" if above else f"of {least} or more"
         raise InputError(f"{name} = {value!r}: a number {wanted} is wanted.")
 

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .errors import InputError, did_you_mean
+from .errors import InputError, count, did_you_mean
 from .problem import Inner, Key
 
 _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -330,5 +330,4 @@ def require_choice(name: str, given: str, allowed: Iterable[str]) -> None:
 def require_positive(**sizes: int) -> None:
     """Raises `InputError` for a size below 1."""
     for name, size in sizes.items():
-        if size < 1:
-            raise InputError(f"{name} = {size}: at least 1 is wanted.")
+        count(name, size, 1)

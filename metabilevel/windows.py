@@ -8,6 +8,7 @@ with the task that is then given. So a direction belongs to the part of L that l
 those after its last step.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -195,12 +196,14 @@ _Windowed = Truncated | EvolutionStrategies | PersistentES
 
 def _check(self: _Windowed) -> None:
     horizon = self.solver.steps
+    count("steps", horizon, 1)
     count("window", self.window, 1)
-    if horizon < 1 or horizon % self.window:
-        divisors = ", ".join(str(d) for d in range(1, horizon + 1) if horizon % d == 0)
+    if horizon % self.window:
+        small = [d for d in range(1, math.isqrt(horizon) + 1) if horizon % d == 0]
+        divisors = ", ".join(map(str, sorted({*small, *(horizon // d for d in small)})))
         raise InputError(
             f"window = {self.window}: it does not divide the horizon, the {horizon} steps of the solver. "
-            f"One of {divisors or 'its divisors'} is wanted."
+            f"One of {divisors} is wanted."
         )
     if self.clip is not None:
         number("clip", self.clip, 0, above=True)

@@ -163,7 +163,7 @@ def test_wrong_windows_and_weights_are_named(kind):
         make(window=2, weights=lambda t: t.sum())
     with pytest.raises(mb.InputError, match="clip = 0"):
         make(window=2, clip=0.0)
-    with pytest.raises(mb.InputError, match="horizon, the 0 steps"):
+    with pytest.raises(mb.InputError, match="steps = 0: an integer of 1 or more"):
         kind(PROBLEM, HeavyBall(steps=0), window=1)
     if kind is not mb.Truncated:
         with pytest.raises(mb.InputError, match="deviation = 0"):

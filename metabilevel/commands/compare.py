@@ -15,6 +15,7 @@ from ..errors import InputError
 from ..evaluation import evaluate
 from ..learned import LearnedOptimizer, load_optimizer, plugin_of
 from ..method import Method
+from ..optimizees import AbstractOptimizee
 from ..optimizing import optimizee_of, unrolled
 from ..problem import Key
 from ..progress import bar
@@ -45,7 +46,10 @@ class FamilyText(click.ParamType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not isinstance(value, str):
             return value
-        name, *assignments = shlex.split(value) or [""]
+        try:
+            name, *assignments = shlex.split(value) or [""]
+        except ValueError as error:
+            self.fail(f"{value!r} cannot be split into words: {error}.", param, ctx)
         entry = find(TASKS, name)
         given = [Assignment().convert(each, param, ctx) for each in assignments]
         return " ".join([entry.name, *assignments]), entry, dict(given)
@@ -91,7 +95,11 @@ def command(
             for label, each in learned.items():
                 with _named(f"{label} on {name}"):
                     require_fit(each.rule, each.weights, optimizee_of(family.subject, batch).shapes)
-        out.mkdir(parents=True, exist_ok=True)
+        if batch is not None and all(isinstance(each.subject, AbstractOptimizee) for _, each in families.values()):
+            raise InputError(
+                f"--batch {batch}: the functions of {', '.join(families)} draw their minibatches themselves."
+            )
+        _make(out)
         course, found = _Course(steps, at, episodes, batch, jax.random.key(seed)), []
         with bar(False if as_json else None) as shown:
             bar_id = shown.add_task("", total=len(families) * (len(learned) + len(BASELINES)))
@@ -185,6 +193,13 @@ def _families(given: Sequence[Any], common: dict[str, str]) -> dict[str, tuple[P
         plugin = Plugin(entry.name, entry.distribution, entry.version, options)
         families[name] = plugin, made(TASKS, plugin, load_tasks, TaskDistribution)
     return families
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out: The directory {folder} cannot be made: {error.strerror}.") from error
 
 
 @contextmanager

@@ -10,12 +10,12 @@ from ..errors import InputError
 from ..learned import LearnedOptimizer, plugin_of
 from .experiment import Experiment
 from .output import json_option, show
-from .types import Folder
+from .types import Folder, NewFile
 
 
 @click.command("export")
 @click.argument("run", type=Folder())
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, metavar="FILE")
+@click.option("--out", type=NewFile(), required=True, metavar="FILE")
 @json_option
 def command(run: Path, out: Path, as_json: bool) -> None:
     """Write the optimizer that a run has learned to one file.

@@ -32,7 +32,7 @@ PICTURE = "curves.png"
 COMMON = [
     click.Option(["--tasks"], type=PluginName(TASKS), required=True, is_eager=True, help="The task family."),
     click.Option(["--task-option"], type=Assignment(), multiple=True, help="An option of the tasks; repeatable."),
-    click.Option(["--steps"], type=Count(1, 2**31 - 1), default=1000, show_default=True, help="Outer steps."),
+    click.Option(["--steps"], type=Count(1), default=1000, show_default=True, help="Outer steps."),
     click.Option(
         ["--meta-batch"],
         type=Count(1),

@@ -7,16 +7,17 @@ from typing import Any
 
 import click
 
+from ..errors import MOST
 from ..registry import entries, find
 from ..schema import Option
 
 
 class Count(click.ParamType):
-    """An integer of `least` or more."""
+    """An integer from `least` to `most`."""
 
     name = "integer"
 
-    def __init__(self, least: int, most: int | None = None):
+    def __init__(self, least: int, most: int = MOST):
         self.least = least
         self.most = most
 
@@ -25,8 +26,9 @@ class Count(click.ParamType):
             number = int(value)
         except ValueError:
             number = None
-        if number is None or number < self.least or (self.most is not None and number > self.most):
-            limits = f"of {self.least} or more" if self.most is None else f"from {self.least} to {self.most}"
+        if number is None or not self.least <= number <= self.most:
+            usual = self.most == MOST and (number is None or number < self.least)
+            limits = f"of {self.least} or more" if usual else f"from {self.least} to {self.most}"
             self.fail(f"{value!r} is not an integer {limits}.", param, ctx)
         return number
 
@@ -40,6 +42,21 @@ class Folder(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if value == "":
             self.fail("'' is no directory: name one, or . for the current one.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class NewFile(click.Path):
+    """A file that is to be written in a directory that there is."""
+
+    def __init__(self):
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        path = Path(value)
+        if path.is_dir():
+            self.fail(f"{str(value)!r} is a directory: name a file.", param, ctx)
+        if not path.parent.is_dir():
+            self.fail(f"There is no directory {str(path.parent)!r} for {path.name!r}.", param, ctx)
         return super().convert(value, param, ctx)
 
 

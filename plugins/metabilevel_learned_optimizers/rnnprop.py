@@ -40,7 +40,8 @@ class RNNprop(mb.AbstractRule):
     def __check_init__(self):
         errors.count("layers", self.layers, 1)
         errors.count("units", self.units, 1)
-        if not 0 <= self.decay < 1:
+        errors.number("decay", self.decay, 0)
+        if self.decay >= 1:
             raise mb.InputError(f"decay = {self.decay!r}: a number of 0 or more and below 1 is wanted.")
         errors.number("scale", self.scale, 0, above=True)
 

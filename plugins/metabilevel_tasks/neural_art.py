@@ -135,12 +135,13 @@ def neural_art(
       the first convolution of the first block, as VGG's are named; if none, a random net of four blocks.
     - `seed`: of the random net.
 
-    **Raises:** `InputError` for a negative factor or a file of other weights, `DataError` where there are no
+    **Raises:** `InputError` for a negative factor or seed or a file of other weights, `DataError` where there are no
     photographs.
     """
     factors = (content_factor, style_factor, variation_factor)
     for name, factor in zip(("content_factor", "style_factor", "variation_factor"), factors, strict=True):
         errors.number(name, factor, 0)
+    errors.count("seed", seed, 0)
     net = random_net(seed) if weights is None else read_net(Path(weights).expanduser())
     pictures = data.load(PHOTOS)
     squares = pictures["paintings"][PAINTINGS.index(style)].reshape(size, SIDE // size, size, SIDE // size, 3)
