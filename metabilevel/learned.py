@@ -1,8 +1,10 @@
 """Learned optimizers outside of their training: as optax transformations, and as files."""
 
 import dataclasses
+import re
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -22,6 +24,15 @@ from .storage.leaves import encode
 from .storage.runs import PathLike
 
 FORMAT = ("optimizer", 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Header:
+    """What a file says of its body: `weights` has the kind of an array, float32[3, 4] say, in the place of each."""
+
+    rule: Plugin
+    weights: Any
+    sha256: str
 
 
 class LearnedOptimizer(eqx.Module):
@@ -71,7 +82,8 @@ def load_optimizer(path: PathLike) -> LearnedOptimizer:
     """What `LearnedOptimizer.save` wrote, bit for bit. Only an installed rule is imported, whatever the file names.
 
     **Raises:** `InputError` for a file that is truncated, altered, of another format or no such file at all, a rule
-    that is not installed or lacks an option, and weights of double precision where JAX has none.
+    that is not installed or lacks an option, a body that is not what the header says, and weights of double precision
+    where JAX has none.
     """
     path = Path(path)
     try:
@@ -80,9 +92,13 @@ def load_optimizer(path: PathLike) -> LearnedOptimizer:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from error
     except ValueError as error:
         raise InputError(f"{path} cannot be read as a learned optimizer: {error}.") from error
-    rule = _rule(path, decode(Plugin, fields["rule"], f"{path}: rule"))
+    header = decode(Header, fields, f"{path}: header")
+    rule, likes = _rule(path, header.rule), jax.tree.map(lambda kind: _like(path, kind), header.weights)
+    size = sum(like.size * like.dtype.itemsize for like in jax.tree.leaves(likes))
+    if size != len(body):
+        raise InputError(f"{path}: header.weights are of {size} bytes, and the body is of {len(body)}.")
     stream = BytesIO(body)
-    return LearnedOptimizer(rule, jax.tree.map(lambda kind: _weight(path, kind, stream), fields["weights"]))
+    return LearnedOptimizer(rule, jax.tree.map(lambda like: _weight(path, like, stream), likes))
 
 
 def plugin_of(rule: AbstractRule) -> Plugin:
@@ -131,13 +147,21 @@ def _rule(path: Path, plugin: Plugin) -> AbstractRule:
         raise PluginError(f"{path} is of {plugin.distribution} {plugin.version}: {error}") from error
 
 
-def _weight(path: Path, kind: str, stream: BytesIO) -> jax.Array:
-    """The next array of the body, of the `kind` float32[3, 4], say."""
-    dtype, _, shape = kind.partition("[")
-    sizes = loads(f"[{shape}")
-    count = int(np.prod(sizes, dtype=int))
-    bits = np.frombuffer(stream.read(count * jnp.dtype(dtype).itemsize), jnp.dtype(dtype)).reshape(sizes)
+def _like(path: Path, kind: object) -> jax.ShapeDtypeStruct:
+    """Shape and type of the `kind` float32[3, 4], say."""
+    found = re.fullmatch(r"(b?float\d\w*)\[((?:\d+, )*\d+)?\]", str(kind))
+    dtype = getattr(jnp, found[1], None) if found else None
+    if not found or dtype is None:
+        raise InputError(
+            f"{path}: header.weights hold {kind!r}, and must hold kinds of arrays such as 'float32[3, 4]'."
+        )
+    return jax.ShapeDtypeStruct(tuple(map(int, re.findall(r"\d+", found[2] or ""))), dtype)
+
+
+def _weight(path: Path, like: jax.ShapeDtypeStruct, stream: BytesIO) -> jax.Array:
+    """The next array of the body."""
+    bits = np.frombuffer(stream.read(like.size * like.dtype.itemsize), like.dtype).reshape(like.shape)
     array = jnp.asarray(bits)
     if array.dtype != bits.dtype:
-        raise InputError(f"{path} holds weights of {dtype}, which JAX has only by JAX_ENABLE_X64=1.")
+        raise InputError(f"{path} holds weights of {like.dtype}, which JAX has only by JAX_ENABLE_X64=1.")
     return array

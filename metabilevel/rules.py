@@ -9,7 +9,7 @@ import optax
 from jaxtyping import PyTree
 
 from .errors import InputError
-from .problem import Inner, Key, Outer
+from .problem import Inner, Key, Outer, canonical
 from .solvers import AbstractIterativeSolver, inner_gradient
 
 
@@ -56,23 +56,28 @@ class RuleDescent(AbstractIterativeSolver):
 def transformation(rule: AbstractRule, x: Outer) -> optax.GradientTransformation:
     """`rule` with the weights x. It computes in the widest type among x and y; updates have the types of y.
 
-    **Raises:** `InputError`, at `init` as `require_fit`, and at `update` where the parameters y are missing.
+    **Raises:** `InputError`, at `init` as `require_fit`, and at `update` where the parameters y are missing;
+    `TypeError` that names a parameter which is not floating.
     """
 
     def widest(params: PyTree, *trees: PyTree) -> tuple[PyTree, ...]:
-        dtype = jnp.result_type(*jax.tree.leaves((x, params)))
+        dtype = jnp.result_type(float, *jax.tree.leaves((x, params)))
         return jax.tree.map(lambda a: jnp.asarray(a, dtype), trees)
 
     def init(params: PyTree) -> PyTree:
+        params = canonical(params, "params")
         require_fit(rule, x, params)
         return rule.start(*widest(params, x, params))
 
     def update(updates: PyTree, state: PyTree, params: PyTree | None = None) -> tuple[PyTree, PyTree]:
         if params is None:
             raise InputError("A learned optimizer needs the parameters: update(gradients, state, params).")
+        if not jax.tree.leaves(params):
+            return updates, state
+        params = canonical(params, "params")
         weights, gradients, y = widest(params, x, updates, params)
         updates, state = rule.update(weights, gradients, state, y)
-        return jax.tree.map(lambda u, a: u.astype(jnp.result_type(a)), updates, params), state
+        return jax.tree.map(lambda u, a: u.astype(a.dtype), updates, params), state
 
     return optax.GradientTransformation(init, update)
 

@@ -80,6 +80,7 @@ def test_what_has_no_place_in_json_is_refused():
         (b'{\n "a": 1,\n}', "line 3 column 1"),
         (b"\xff", "can't decode byte"),
         (b'{"a": Infinity}', "Infinity is not JSON"),
+        (b"[" * 100_000, "too many lists"),
     ],
 )
 def test_broken_json_says_where(tmp_path: Path, content: bytes, reason: str):

@@ -87,6 +87,24 @@ def test_parameters_may_be_python_numbers():
     assert updates["s"] == pytest.approx(-0.25)
 
 
+@pytest.mark.parametrize("name", PLUGINS)
+@pytest.mark.parametrize("params", [{"s": 1.0}, {}], ids=["number", "nothing"])
+def test_a_state_keeps_its_types_in_double_precision(name: str, params: dict[str, float]):
+    single = learned(name, params)
+    with jax.enable_x64(True):
+        optimizer = mb.as_optax(single)
+        before = optimizer.init(params)
+        updates, state = optimizer.update(params, before, params)
+        after = optimizer.update(params, state, optax.apply_updates(params, updates))[1]
+    assert types(before) == types(state) == types(after)
+
+
+def test_whole_numbers_are_no_parameters():
+    optimizer = mb.as_optax(learned("learned-rate", {"s": 1.0}))
+    with pytest.raises(TypeError, match=r"params\['s'\] holds int32.* Convert it to float"):
+        optimizer.init({"s": 1})
+
+
 def test_jit_vmap_and_chain():
     transformation = mb.as_optax(learned())
     halved = optax.chain(optax.clip_by_global_norm(1.0), transformation, optax.scale(0.5))
@@ -182,11 +200,21 @@ def test_other_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         "There is no rule 'os:system'": {"rule": rule | {"distribution": "os", "name": "system"}},
         "has no option 'width'. Options: layers, units": {"rule": rule | {"options": {"width": 3}}},
         "units = 0": {"rule": rule | {"options": {"units": 0}}},
+        "units = 4294967296: 2147483647 or less": {"rule": rule | {"options": {"units": 2**32}}},
+        "header.rule is 'lstm'": {"rule": "lstm"},
+        "header.weights hold 3, and must hold kinds": {"weights": [3]},
+        r"header.weights hold 'int32\[4\]'": {"weights": ["int32[4]"]},
+        r"header.weights hold 'float99\[4\]'": {"weights": ["float99[4]"]},
+        "header.weights are of 4000000000000 bytes, and the body is of": {"weights": ["float32[1000000000000]"]},
+        "header.weights are of 4 bytes": {"weights": ["float32[]"]},
     }
     for message, changed in cases.items():
         seal(path, *FORMAT, {**fields, **changed}, body)
         with pytest.raises(mb.InputError, match=message):
             mb.load_optimizer(path)
+    seal(path, *FORMAT, {"rule": rule}, body)
+    with pytest.raises(mb.InputError, match=r"header\.weights is missing"):
+        mb.load_optimizer(path)
     seal(path, FORMAT[0], 2, fields, body)
     with pytest.raises(mb.InputError, match="of the format 'metabilevel optimizer 2', not 'metabilevel optimizer 1'"):
         mb.load_optimizer(path)

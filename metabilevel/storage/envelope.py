@@ -41,7 +41,7 @@ def unseal(path: Path, kind: str, version: int) -> tuple[dict[str, Any], bytes]:
     if checksum != hashlib.sha256(header).digest():
         raise ValueError("its header is truncated or altered: the checksum fails")
     fields = loads(header.decode())
-    if fields["sha256"] != hashlib.sha256(body).hexdigest():
+    if not isinstance(fields, dict) or fields.get("sha256") != hashlib.sha256(body).hexdigest():
         raise ValueError("its body is truncated or altered: the checksum fails")
     return fields, body
 

@@ -51,7 +51,10 @@ def loads(text: str) -> Any:
 
     **Raises:** `ValueError` for what is not strict JSON.
     """
-    return _restored(json.loads(text, parse_constant=_refuse))
+    try:
+        return _restored(json.loads(text, parse_constant=_refuse))
+    except RecursionError as error:
+        raise ValueError("too many lists or objects lie one in the other") from error
 
 
 def write_json(path: Path, value: object) -> None:
