@@ -1,6 +1,7 @@
 """Optimizees: what an optimizer is learned on, and the simplest families of them."""
 
 import abc
+import inspect
 from collections.abc import Callable
 
 import equinox as eqx
@@ -90,9 +91,12 @@ def from_function(
     - `sample(key) -> task`: what tells one function of the family from another, a pytree of arrays; they are all
       the same if it is not given.
 
-    **Raises:** `InputError` for a y0 that holds other than floating arrays, a loss that gives no floating scalar, or
-    where y0, the loss there or its gradient is not finite.
+    **Raises:** `InputError` for a function of other arguments, a y0 that holds other than floating arrays, a loss that
+    gives no floating scalar, or where y0, the loss there or its gradient is not finite.
     """
+    _require_arguments(init, "init", "task", "key")
+    _require_arguments(loss, "loss", "y", "task", "key")
+    _require_arguments(sample, "sample", "key")
     key = jax.random.key(0)
     task = sample(key)
     given = init(task, key)
@@ -102,8 +106,9 @@ def from_function(
         raise InputError(f"init: {error}") from error
     out = eqx.filter_eval_shape(loss, y, task, key)
     if not (isinstance(out, jax.ShapeDtypeStruct) and out.shape == () and jnp.issubdtype(out.dtype, jnp.floating)):
-        said = f"{out.dtype}{list(out.shape)}" if isinstance(out, jax.ShapeDtypeStruct) else out
-        raise InputError(f"loss gives {said}: one floating scalar is wanted. Take the mean or the sum of a vector.")
+        array = isinstance(out, jax.ShapeDtypeStruct)
+        said, hint = (f"{out.dtype}{list(out.shape)}", " Take the mean or the sum of a vector.") if array else (out, "")
+        raise InputError(f"loss gives {said}: one floating scalar is wanted.{hint}")
     value, gradient = jax.value_and_grad(loss)(y, task, key)
     for name, tree in {"y0": y, "loss": value, "the gradient of loss": gradient}.items():
         if not all_finite(tree):
@@ -112,3 +117,16 @@ def from_function(
                 "loss there."
             )
     return Drawn(Given(sample, init, loss))
+
+
+def _require_arguments(function: Callable[..., object], name: str, *arguments: str) -> None:
+    try:
+        inspect.signature(function).bind(*arguments)
+    except TypeError as error:
+        given = getattr(function, "__name__", repr(function))
+        raise InputError(
+            f"{name} is {given}, which cannot be called as {name}({', '.join(arguments)}): {error}. "
+            "The order is from_function(init, loss, sample)."
+        ) from error
+    except ValueError:  # of a builtin, whose arguments nobody knows
+        return

@@ -58,6 +58,7 @@ def test_a_function_becomes_a_family(key):
 @pytest.mark.parametrize(
     ("init", "loss", "said"),
     [
+        (start, lambda y, task, key: None, "loss gives None: one floating scalar is wanted.$"),
         (start, lambda y, task, key: y["a"] ** 2, r"loss gives float32\[2\]: .* Take the mean"),
         (start, lambda y, task, key: (square(y, task, key), {}), "one floating scalar"),
         (start, lambda y, task, key: jnp.int32(3), "loss gives .*int32.* one floating scalar"),
@@ -72,3 +73,13 @@ def test_what_cannot_be_descended_is_refused_in_one_line(init, loss, said):
     with pytest.raises(mb.InputError, match=said) as caught:
         mb.from_function(init, loss)
     assert "\n" not in str(caught.value)
+
+
+def test_functions_in_the_wrong_order_are_named():
+    def distance(y, task, key):
+        return square(y, task, key)
+
+    with pytest.raises(mb.InputError, match=r"init is distance, which cannot be called as init\(task, key\): .* order"):
+        mb.from_function(distance, start)
+    with pytest.raises(mb.InputError, match=r"sample is distance, which cannot be called as sample\(key\)"):
+        mb.from_function(start, distance, distance)
