@@ -106,7 +106,7 @@ def draw(path: Path, title: str, panels: Sequence[Panel]) -> None:
             _draw_images(axes, panel)
             continue
         _draw_panel(axes, panel, colours)
-        alone = len(panel.curves) == 1 and panel.curves[0].style == "points"  # the title says what they are
+        alone = len(panel.curves) == 1 and (panel.curves[0].style == "points" or panel.curves[0].name == panel.title)
         handles, labels = axes.get_legend_handles_labels()
         if alone or explained.issuperset(labels):
             continue

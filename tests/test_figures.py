@@ -41,6 +41,10 @@ def test_a_long_legend_stands_below_the_panels_where_it_hides_nothing(figure):
     assert (len(short.legends), [axes.get_legend() is not None for axes in short.axes]) == (0, [True, False])
 
 
+def test_a_legend_that_says_what_the_title_says_is_left_out(figure):
+    assert [axes.get_legend() is not None for axes in figure(panel(["panel"]), panel(["a"])).axes] == [False, True]
+
+
 def test_whole_numbers_have_whole_ticks(figure):
     (axes,) = figure(panel(["a"])).axes
     assert all(tick.is_integer() for tick in axes.get_xticks())
