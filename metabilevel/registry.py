@@ -106,7 +106,7 @@ def _factory(group: str, name: str, arity: int, wanted: str) -> Callable[..., An
         raise PluginError(f"The {KINDS[group]} {entry.name!r} of {entry}: {error}") from error
 
     annotations = [p.annotation for p in inspect.signature(factory, eval_str=True).parameters.values()]
-    wanted_type = annotations[0] if arity and annotations[0] is not inspect.Parameter.empty else None
+    wanted_type = annotations[0] if arity and annotations[0] not in (inspect.Parameter.empty, Any) else None
 
     @wraps(factory)
     def checked(*subject: Any, **given: Any) -> Any:

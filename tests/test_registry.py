@@ -137,3 +137,9 @@ def test_object_that_is_no_factory(install: Install, tmp_path: Path, group: str,
     install("odd-plugin", "odd", f"{module}:factory", source, group)
     with pytest.raises(InputError, match=f"odd-plugin 1.0 .*{reason}"):
         (registry.load_method if group == METHODS else registry.load_tasks)("odd")
+
+
+def test_a_subject_of_any_kind_is_let_through(install):
+    source = "from typing import Any\n\n\ndef factory(subject: Any): return subject"
+    install("some-plugin", "open", "open_module:factory", source)
+    assert registry.load_method("open")("a text") == "a text"
