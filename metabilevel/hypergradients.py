@@ -18,8 +18,10 @@ from .errors import ComputationError, HypergradientWarning, InputError, count, k
 from .estimators import Nested, WarmStarted, warmed
 from .info import Certificate, Info, Result, all_finite, norm
 from .method import Method
+from .oracles import Minibatches, Oracles, check_means
 from .problem import BilevelProblem, Inner, Key, Outer, Scalar, Task, canonical, check_problem
-from .solvers import AbstractInnerSolver
+from .single_loop import AbstractSingleLoop, SingleLoop
+from .solvers import AbstractInnerSolver, GradientDescent
 from .training import outer_step
 
 
@@ -179,8 +181,9 @@ def solve(
     task: Task,
     *,
     key: Key,
-    solver: AbstractInnerSolver,
+    solver: AbstractInnerSolver | AbstractSingleLoop,
     adjoint: AbstractAdjoint = Unroll(),  # noqa: B008 - immutable
+    minibatches: Minibatches | None = None,
     optimizer: optax.GradientTransformation,
     steps: int,
     warm_start: bool = True,
@@ -188,21 +191,37 @@ def solve(
 ) -> Solution:
     """Minimises F(x, y(x)) of one problem over x by `steps` outer steps in one compiled loop.
 
-    **Arguments:** `task` is the problem's data. With `warm_start` an inner solve goes on from where the last one
-    stopped; without, each starts from `problem.init`. `strict` as in `hypergradient`.
+    **Arguments:**
+
+    - `task`: the problem's data.
+    - `solver`: an inner solver, through which `adjoint` differentiates; or a single-loop method, such as SOBA, whose y
+      takes a few steps with every step of x, and whose task is of arrays.
+    - `minibatches`: what the losses of a single-loop method see; all examples if None.
+    - `warm_start`: an inner solve goes on from where the last one stopped; without, each starts from `problem.init`.
+    - `strict`: as in `hypergradient`.
 
     **Warns:** as `hypergradient`; once for all steps.
 
     **Raises:** `InputError` for negative `steps` or what is no optimizer; otherwise as `hypergradient`.
     """
     count("steps", steps, 0)
-    check_parts(problem, solver, adjoint)
+    single = isinstance(solver, AbstractSingleLoop)
+    if not single:
+        check_parts(problem, solver, adjoint)
+    if minibatches is not None and not single:
+        raise InputError("minibatches: only a single-loop method has a use for them; give the inner solver its own.")
     if not isinstance(optimizer, optax.GradientTransformation):
         raise InputError(f"optimizer is {kind(optimizer)}: an optax transformation such as optax.adam(1e-2) is wanted.")
     x0 = canonical(x0, "x0")
     check_problem(problem, x0, task, key)
-    check_influence(problem, solver, adjoint, x0, task, key, strict)
-    x, inner, info, certificate = _solve(problem, solver, adjoint, optimizer, x0, task, key, steps, warm_start)
+    if single:
+        task = jax.tree.map(jnp.asarray, task)
+        if minibatches is not None:
+            check_means(Oracles(problem, task, minibatches), x0, key)
+        x, inner, info, certificate = _walk(problem, solver, minibatches, optimizer, x0, task, key, steps)
+    else:
+        check_influence(problem, solver, adjoint, x0, task, key, strict)
+        x, inner, info, certificate = _solve(problem, solver, adjoint, optimizer, x0, task, key, steps, warm_start)
     judge(jax.tree.map(lambda a, b: jnp.append(a, b), info.certificate, certificate), strict)
     columns = {"loss": info.loss, **info.metrics, "inner_residual": info.certificate.inner_residual}
     if info.certificate.linear_residual is not None:
@@ -214,28 +233,61 @@ def solve(
 
 @eqx.filter_jit
 def _solve(given, solver, adjoint, optimizer, x, task, key, steps, warm_start):
-    problem = BilevelProblem(  # one task, which may hold no array to stack: it is bound, and the batch is an index
-        lambda x, _, key: given.init(x, task, key),
-        lambda x, y, _, key: given.inner_loss(x, y, task, key),
-        lambda x, y, _, key: given.outer_loss(x, y, task, key),
-        lambda x, _, key: given.prepare(x, task, key),
-    )
+    # one task, which may hold no array to stack: it is bound, and the batch is an index
+    problem = _with_task(given, lambda _: task)
     batch = jnp.zeros(1)
     estimator = (WarmStarted if warm_start else Nested)(problem, solver, adjoint)
-    method = Method(problem, lambda key: x, estimator, solver)
     k_carry, k_steps, k_last = jax.random.split(key, 3)
+    x, carry, infos = _descend(
+        Method(problem, lambda key: x, estimator, solver), optimizer, x, batch, k_carry, k_steps, steps
+    )
+    begin = lambda y0: y0
+    if carry is not None:
+        stored, warm = jax.tree.map(lambda a: a[0], carry)
+        begin = lambda y0: warmed(y0, lambda y: y, stored, warm)
+    last, _ = adjoint.hypergradient(problem, solver, x, None, k_last, begin)
+    return x, last.inner, infos, _overall(infos, last.certificate)
+
+
+@eqx.filter_jit
+def _walk(given, loop, minibatches, optimizer, x, task, key, steps):
+    # likewise, but minibatches are cut from the task: it goes beside the index
+    problem = _with_task(given, lambda t: t[0])
+    if minibatches is not None:
+        parts = minibatches
+        minibatches = Minibatches(parts.size, lambda t: parts.inner(t[0]), lambda t: parts.outer(t[0]))
+    batch = jax.tree.map(lambda a: a[None], (task, jnp.zeros(())))
+    estimator = SingleLoop(problem, loop, minibatches)
+    k_carry, k_steps, k_last = jax.random.split(key, 3)
+    method = Method(problem, lambda key: x, estimator, GradientDescent(optax.identity(), 0))
+    x, carry, infos = _descend(method, optimizer, x, batch, k_carry, k_steps, steps)
+    _, _, last = estimator(x, batch, carry, k_last)
+    inner = jax.tree.map(lambda a: a[0], carry[0].y)
+    return x, inner, infos, _overall(infos, jax.tree.map(lambda a: a[0], last.certificate))
+
+
+def _with_task(given: BilevelProblem, task_of: Callable[[Any], Task]) -> BilevelProblem:
+    """`given` as a problem of other tasks, from which `task_of` gets those that it knows."""
+    on = lambda fn: lambda *args: fn(*args[:-2], task_of(args[-2]), args[-1])
+    return BilevelProblem(on(given.init), on(given.inner_loss), on(given.outer_loss), on(given.prepare))
+
+
+def _descend(
+    method: Method, optimizer: Any, x: Outer, batch: Task, k_carry: Key, k_steps: Key, steps: int
+) -> tuple[Outer, PyTree, Info]:
+    """x and the carry after `steps` outer steps on the same batch of one task, and what they reported."""
 
     def one(state: tuple[Outer, PyTree, PyTree], k: Key) -> Any:
         x, opt, carry = state
         x, opt, carry, info = outer_step(method, optimizer, x, opt, carry, batch, k)
         return (x, opt, carry), jax.tree.map(lambda a: a[0], info)
 
-    state = (x, optimizer.init(x), estimator.init(x, batch, k_carry))
+    state = (x, optimizer.init(x), method.estimator.init(x, batch, k_carry))
     (x, _, carry), infos = jax.lax.scan(one, state, jax.random.split(k_steps, steps))
-    begin = lambda y0: y0
-    if carry is not None:
-        stored, warm = jax.tree.map(lambda a: a[0], carry)
-        begin = lambda y0: warmed(y0, lambda y: y, stored, warm)
-    last, _ = adjoint.hypergradient(problem, solver, x, None, k_last, begin)
-    result = Result.where(infos.finite.all(), last.certificate.result, Result.nonfinite)
-    return x, last.inner, infos, eqx.tree_at(lambda c: c.result, last.certificate, result)
+    return x, carry, infos
+
+
+def _overall(infos: Info, certificate: Certificate) -> Certificate:
+    """`certificate`, whose result says so if any step was not finite."""
+    result = Result.where(infos.finite.all(), certificate.result, Result.nonfinite)
+    return eqx.tree_at(lambda c: c.result, certificate, result)

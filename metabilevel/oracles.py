@@ -4,6 +4,7 @@ G(x, y) = mean over the examples i of a task's inner part of   G_i(x, y),      F
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import equinox as eqx
@@ -156,3 +157,27 @@ class Oracles(eqx.Module):
         if self.minibatches is None or at.block is None:
             return fn(self.task)
         return self.minibatches.apply(fn, part, self.task, at.block)
+
+
+def check_means(oracles: Oracles, x: Outer, key: Key) -> None:
+    """Compares both losses, where the inner solve starts, with the means of their minibatches.
+
+    **Raises:** `InputError` for a loss that is no mean over its examples, as with batch statistics.
+    """
+    if oracles.minibatches is None:
+        return
+    _, y, _ = oracles.problem.begin(x, oracles.task, key)
+    losses: dict[Part, Callable[[Sample], Scalar]] = {
+        "inner": lambda at: oracles.inner_loss(x, y, at),
+        "outer": lambda at: oracles.outer_gradients(x, y, at)[0][0],
+    }
+    for part, loss in losses.items():
+        weights = oracles.weights(part)
+        whole = float(loss(Sample(None, key)))
+        of_block = partial(lambda loss, block: loss(Sample(block, key)), loss)
+        mean = float(weights @ jax.lax.map(of_block, jnp.arange(len(weights))))
+        if not abs(mean - whole) <= 1e-3 * max(abs(whole), abs(mean)) + 1e-6:
+            raise InputError(
+                f"batch = {oracles.minibatches.size}: the {part} loss is {whole:.4g} of all examples, but {mean:.4g} "
+                "in the mean of its minibatches. A loss that is no mean over examples needs all of them (no batch)."
+            )
