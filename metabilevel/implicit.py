@@ -82,7 +82,7 @@ class Implicit(AbstractAdjoint):
             raise InputError(f"inverse = {self.inverse!r}: an inverse is wanted, such as ConjugateGradient(20).")
         number("tolerance", self.tolerance, 0)
         number("linear_tolerance", self.linear_tolerance, 0)
-        if self.strong_convexity != "estimate":
+        if self.strong_convexity is not None and self.strong_convexity != "estimate":
             number("strong_convexity ('estimate', or a number)", self.strong_convexity, 0, above=True)
 
     def __call__(self, problem, solver, x, y0, task, key):

@@ -135,7 +135,8 @@ class Neumann(AbstractInverse):
     def __check_init__(self):
         count("terms", self.terms, 0)
         count("power_iterations", self.power_iterations, 1)
-        number("scale", self.scale, 0, above=True)
+        if self.scale is not None:
+            number("scale", self.scale, 0, above=True)
 
     def __call__(self, system):
         precondition = system.preconditioned

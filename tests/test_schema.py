@@ -6,6 +6,7 @@ from typing import Any, Literal, Optional
 import numpy as np
 import pytest
 
+from metabilevel import errors
 from metabilevel.errors import OptionError, PluginError
 from metabilevel.schema import configure, options
 
@@ -149,3 +150,17 @@ def undefined(*, rate: "Rate" = 1.0) -> None: ...  # pyright: ignore[reportUndef
 def test_signatures_that_are_no_schema(bad: Callable[..., Any], reason: str):
     with pytest.raises(PluginError, match=reason):
         options(bad)
+
+
+@pytest.mark.parametrize("value", [None, "1", True, [1.0], -0.5, float("nan")])
+def test_what_is_no_number_in_range_is_refused_by_name(value):
+    errors.number("rate", 0, 0)
+    errors.number("rate", np.float32(-1), 0)  # an array, whose value may not be known
+    with pytest.raises(errors.InputError, match=r"rate = .*: a number of 0 or more is wanted"):
+        errors.number("rate", value, 0)
+
+
+def test_counts_have_32_bits():
+    assert errors.count("size", errors.MOST, 1) == 2**31 - 1
+    with pytest.raises(errors.InputError, match="size = 2147483648: 2147483647 or less is wanted"):
+        errors.count("size", 2**31, 1)
