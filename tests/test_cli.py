@@ -164,8 +164,9 @@ WRONG = {
 }
 WRONG_OPTIONS = {
     "--stps 3": "No such option '--stps'.",
-    "--steps 0": "'--steps': '0' is not an integer from 1 to 2147483647",
-    "--steps many": "'--steps': 'many' is not an integer from 1 to 2147483647",
+    "--steps 0": "'--steps': '0' is not an integer of 1 or more",
+    "--steps many": "'--steps': 'many' is not an integer of 1 or more",
+    "--steps 2147483648": "'--steps': '2147483648' is not an integer from 1 to 2147483647",
     "--meta-batch -2": "'--meta-batch': '-2' is not an integer of 1 or more",
     "--task-chunk 0": "'--task-chunk': '0' is not an integer of 1 or more",
     "--seed 4294967296": "'--seed': '4294967296' is not an integer from 0 to 4294967295",
