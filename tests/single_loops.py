@@ -33,6 +33,7 @@ class Quadratics:
         self.linear, self.c = (rng.normal(size=DIMENSION) + centred(DIMENSION) for _ in range(2))
         self.e = rng.normal(size=2) + centred(2)
         self.rows: dict[str, deque[Any]] = {"inner": deque(), "outer": deque()}
+        self.order: list[str] = []
 
     @property
     def task(self) -> mb.Episode:
@@ -62,6 +63,7 @@ class Quadratics:
     def _report(self, part: str, numbers: Any) -> None:
         if not isinstance(numbers, Tracer):
             self.rows[part].append(np.asarray(numbers))
+            self.order.append(part)
 
     # The oracles of the transcriptions: `rows` are the numbers of examples.
 
@@ -122,7 +124,8 @@ def walk(
 ) -> list[tuple[Any, Any]]:
     """x and y after each of `steps` steps of x by gradient descent, from zeros.
 
-    Not compiled, so that the losses report: `quadratics.rows` are what the oracles saw, in their order.
+    Not compiled, so that the losses report: `quadratics.rows` are what the oracles saw, in their order, and
+    `quadratics.order` says of which part each was.
     """
     minibatches = None if batch is None else mb.Minibatches(batch)
     oracles = mb.Oracles(quadratics.problem, quadratics.task, minibatches)
@@ -131,6 +134,7 @@ def walk(
         memory = loop.begin(oracles, x, jnp.zeros(DIMENSION), key)
         for rows in quadratics.rows.values():
             rows.clear()
+        quadratics.order.clear()
         for t in range(steps):
             stride = loop.step(oracles, x, memory, jnp.int32(t), jax.random.fold_in(key, t))
             x, memory = x - rate * stride.direction, stride.memory

@@ -9,6 +9,7 @@ import optax
 import metabilevel as mb
 
 from .posing import Objective, Schedule, decaying, posed
+from .steps import directions
 
 
 class Memory(NamedTuple):
@@ -34,13 +35,10 @@ class SOBA(mb.AbstractSingleLoop):
 
     def step(self, oracles, x, memory, t, key):
         y, v = memory
-        inner, outer = oracles.samples(key)
-        gradient, product, cross = oracles.inner_products(x, y, v, inner)
-        seen, (f_x, f_y) = oracles.outer_gradients(x, y, outer)
+        seen, (d_y, d_v, d_x) = directions(oracles, (x, y, v), *oracles.samples(key))
         rate = self.rate(t)
-        y = optax.tree.add_scale(y, -rate, gradient)
-        v = optax.tree.add_scale(v, -rate, optax.tree.add(product, f_y))
-        return mb.Stride(optax.tree.scale(self.outer(t), optax.tree.add(cross, f_x)), seen, Memory(y, v))
+        later = Memory(optax.tree.add_scale(y, -rate, d_y), optax.tree.add_scale(v, -rate, d_v))
+        return mb.Stride(optax.tree.scale(self.outer(t), d_x), seen, later)
 
 
 def soba(
