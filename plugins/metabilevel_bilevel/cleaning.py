@@ -67,7 +67,7 @@ def bilevel_cleaning(*, corruption: float = 0.5, train: int = 20_000, valid: int
         inner_loss=_weighted,
         outer_loss=_judged,
     )
-    subject = mb.Posed(problem, lambda key: jnp.full(train, -2.0), mb.JaxoptSolver("LBFGS", maxiter=200, tol=1e-5))
+    subject = mb.Posed(problem, lambda key: -2 * jnp.ones(train), mb.JaxoptSolver("LBFGS", maxiter=200, tol=1e-5))
     return OneTask(subject, mb.Episode(support, query, {"corrupted": jnp.asarray(labels != true[trained])}), test)
 
 

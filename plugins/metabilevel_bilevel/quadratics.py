@@ -130,7 +130,7 @@ def bilevel_quadratics(
         inner_loss=lambda x, y, task, key: loss(x, y, task.support),
         outer_loss=lambda x, y, task, key: loss(x, y, task.query),
     )
-    subject = mb.Posed(problem, lambda key: jnp.full(outer_dimension, -2.0), mb.ClosedForm(solution))
+    subject = mb.Posed(problem, lambda key: -2 * jnp.ones(outer_dimension), mb.ClosedForm(solution))
     return OneTask(subject, task)
 
 
