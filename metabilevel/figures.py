@@ -13,8 +13,11 @@ from .storage.files import replace
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe & Ito's colours, which everyone can tell apart; the order keeps neighbours far from one another.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F7F7F", "#F0E442")
+# Okabe & Ito's colours, which everyone can tell apart; the order keeps neighbours far from one another. The last two,
+# a wine red and a dark brown, are darker than any of theirs.
+COLOURS = (
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F7F7F", "#F0E442", "#882255", "#4D2600",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
