@@ -15,6 +15,7 @@ NAMES = [
     "anil-freezing",
     "anil-omniglot",
     "bernacchia-negative-rates",
+    "bilevel-benchmark",
     "franceschi-hypercleaning",
     "grazzi-comparison",
     "hoag-newsgroups",
@@ -42,9 +43,13 @@ NAMES = [
 ]
 DATA = {
     "omniglot": ("omniglot28.npz", ("omniglot", "anil", "gradients", "lecture", "memory")),
-    "mnist": ("train-images-idx3-ubyte.gz", ("andrychowicz-mnist", "lorraine", "maclaurin", "hypercleaning")),
+    "mnist": (
+        "train-images-idx3-ubyte.gz",
+        ("andrychowicz-mnist", "lorraine", "maclaurin", "hypercleaning", "bilevel"),
+    ),
     "cifar": ("cifar100_test.npz", ("cifar", "union", "augmentation")),
     "newsgroups": ("news20_counts.npz", ("newsgroups",)),
+    "libsvm": ("ijcnn1.npz", ("bilevel",)),
     "photos": ("kodak_half.npz", ("neural-art",)),
 }
 RESULTS = Path(__file__).parents[2] / "paper_repro" / "results"
