@@ -3,12 +3,12 @@
 from typing import Any
 
 import equinox as eqx
-import jax
 import optax
 
 import metabilevel as mb
 from metabilevel import errors
 
+from .descent import descended
 from .posing import Objective, decaying, posed
 from .steps import AbstractDoubleLoop
 
@@ -27,9 +27,8 @@ class AmIGO(AbstractDoubleLoop):
         errors.count("linear_steps", self.linear_steps, 1)
 
     def system(self, hessian, f_y, v, t, key):
-        rate = self.rate(t)
-        step = lambda v, key: (optax.tree.add_scale(v, -rate, optax.tree.add(hessian(v, key), f_y)), None)
-        return jax.lax.scan(step, v, jax.random.split(key, self.linear_steps))[0]
+        residual = lambda v, i, key: optax.tree.add(hessian(v, key), f_y)
+        return descended(residual, v, self.rate(t), self.linear_steps, key)
 
 
 def amigo(

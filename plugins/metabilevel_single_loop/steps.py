@@ -13,6 +13,7 @@ from jaxtyping import Array
 import metabilevel as mb
 from metabilevel import errors
 
+from .descent import descended
 from .posing import Schedule
 
 
@@ -97,12 +98,8 @@ class AbstractDoubleLoop(mb.AbstractSingleLoop):
 
     def step(self, oracles, x, memory, t, key):
         k_inner, k_outer = jax.random.split(key)
-        rate = self.rate(t)
-
-        def descend(y: Any, key: Array) -> Any:
-            return optax.tree.add_scale(y, -rate, oracles.inner_gradient(x, y, oracles.sample("inner", key))), None
-
-        y, _ = jax.lax.scan(descend, memory.y, jax.random.split(k_inner, self.inner_steps))
+        gradient = lambda y, i, key: oracles.inner_gradient(x, y, oracles.sample("inner", key))
+        y = descended(gradient, memory.y, self.rate(t), self.inner_steps, k_inner)
         solve = lambda hessian, f_y, key: self.system(hessian, f_y, memory.v, t, key)
         seen, v, direction = implicit(oracles, x, y, solve, k_outer)
         return mb.Stride(optax.tree.scale(self.outer(t), direction), seen, Memory(y, v))
