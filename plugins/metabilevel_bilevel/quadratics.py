@@ -36,6 +36,11 @@ class Value(NamedTuple):
         """dh/dx."""
         return self.hessian @ x + self.slope
 
+    def gap(self, x: Float[Array, " k"]) -> Float[Array, ""]:
+        """h(x) - min h = d.Hd / 2 for d = x - `minimiser`: no difference of nearly equal numbers."""
+        d = x - self.minimiser
+        return d @ self.hessian @ d / 2
+
     @property
     def minimiser(self) -> Float[Array, " k"]:
         """Where h is least."""
