@@ -262,8 +262,7 @@ def _walk(given, loop, minibatches, optimizer, x, task, key, steps):
     method = Method(problem, lambda key: x, estimator, GradientDescent(optax.identity(), 0))
     x, carry, infos = _descend(method, optimizer, x, batch, k_carry, k_steps, steps)
     _, _, last = estimator(x, batch, carry, k_last)
-    inner = jax.tree.map(lambda a: a[0], carry[0].y)
-    return x, inner, infos, _overall(infos, jax.tree.map(lambda a: a[0], last.certificate))
+    return x, carry[0].y, infos, _overall(infos, jax.tree.map(lambda a: a[0], last.certificate))
 
 
 def _with_task(given: BilevelProblem, task_of: Callable[[Any], Task]) -> BilevelProblem:

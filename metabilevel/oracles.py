@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Int, PyTree, UInt32
 
 from .errors import InputError, count
 from .problem import BilevelProblem, Inner, Key, Metrics, Outer, Scalar, Task
@@ -66,9 +66,9 @@ class Minibatches(eqx.Module):
         whole, rest = divmod(n, self.size)
         return jnp.asarray([self.size] * whole + [rest] * (rest > 0), float) / n
 
-    def draw(self, part: Part, task: Task, key: Key) -> Int[Array, ""]:
-        """A block, of a probability that is its weight: its mean is an unbiased estimate of the mean of all."""
-        return jax.random.randint(key, (), 0, self.examples(part, task)) // self.size
+    def drawn(self, part: Part, task: Task, bits: UInt32[Array, ""]) -> Int[Array, ""]:
+        """The block of a random example, given 32 random bits: its mean is an unbiased estimate of the mean of all."""
+        return (bits % jnp.uint32(self.examples(part, task))).astype(jnp.int32) // self.size
 
     def apply(self, fn: Callable[[Task], Any], part: Part, task: Task, block: Array) -> Any:
         """`fn` of the task that has the examples of a block alone."""
@@ -108,15 +108,21 @@ class Oracles(eqx.Module):
 
     def sample(self, part: Part, key: Key) -> Sample:
         """A block at random."""
-        if self.minibatches is None:
-            return Sample(None, key)
-        k_block, k_loss = jax.random.split(key)
-        return Sample(self.minibatches.draw(part, self.task, k_block), k_loss)
+        return self._samples((part,), key)[0]
 
     def samples(self, key: Key) -> tuple[Sample, Sample]:
         """One block of the inner part, and one of the outer part."""
-        k_inner, k_outer = jax.random.split(key)
-        return self.sample("inner", k_inner), self.sample("outer", k_outer)
+        inner, outer = self._samples(("inner", "outer"), key)
+        return inner, outer
+
+    def _samples(self, parts: tuple[Part, ...], key: Key) -> list[Sample]:
+        if self.minibatches is None:
+            return [Sample(None, k) for k in jax.random.split(key, len(parts))]
+        # one call for all blocks: in a step of microseconds each call counts
+        bits = jax.random.bits(key, (len(parts),), jnp.uint32)
+        keys = jax.random.split(jax.random.fold_in(key, 1), len(parts))
+        blocks = [self.minibatches.drawn(part, self.task, b) for part, b in zip(parts, bits, strict=True)]
+        return [Sample(block, k) for block, k in zip(blocks, keys, strict=True)]
 
     def inner_loss(self, x: Outer, y: Inner, at: Sample) -> Scalar:
         """G."""

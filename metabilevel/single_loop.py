@@ -78,35 +78,39 @@ class SingleLoop(AbstractEstimator):
                 self.minibatches.examples(part, shapes)
         first = jax.tree.map(lambda a: a[0], tasks)
         if self.slots == 1:
-            return jax.tree.map(lambda a: a[None], (self._begin(x, first, key), jnp.int32(0), jnp.bool_(True)))
+            return self._begin(x, first, key), jnp.int32(0), jnp.bool_(True)
         memory = jax.eval_shape(self._begin, x, first, key)
         table = jax.tree.map(lambda a: jnp.zeros((self.slots, *a.shape), a.dtype), memory)
         return table, jnp.zeros(self.slots, jnp.int32), jnp.zeros(self.slots, bool)
 
     def __call__(self, x, tasks, carry, key):
-        def gradient(x, task, key, memory, t, alive):
-            k_begin, k_step, k_residual = jax.random.split(key, 3)
-            memory, t = jax.lax.cond(alive, lambda: (memory, t), lambda: (self._begin(x, task, k_begin), jnp.int32(0)))
-            oracles = Oracles(self.problem, task, self.minibatches)
-            direction, (value, metrics), memory = self.loop.step(oracles, x, memory, t, k_step)
-            residual = norm(oracles.inner_gradient(x, memory.y, Sample(None, k_residual)))
-            alive = all_finite(value, direction, memory.y)
-            return (value, (metrics, certify(residual, alive), (memory, t + 1, alive))), direction
-
-        if self.slots == 1:
-            stored, place = carry, None
-        else:
-            slots = jax.vmap(lambda task: jnp.asarray(self.slot(task)))(tasks)
-            known = (slots >= 0) & (slots < self.slots)
-            place = jnp.where(known, slots, self.slots)  # beyond the table, hence dropped
-            memory, t, alive = jax.tree.map(lambda a: a[slots], carry)
-            stored = memory, t, alive & known
-        direction, losses, (metrics, certificates, later), finite = task_gradient(
-            gradient, x, tasks, key, *stored, chunk=self.task_chunk
-        )
-        if place is not None:
-            later = jax.tree.map(lambda a, b: a.at[place].set(b, mode="drop"), carry, later)
+        if self.slots == 1:  # without a leading axis, which would have a large memory copied
+            (value, aux), direction = self._step(x, jax.tree.map(lambda a: a[0], tasks), key, *carry)
+            losses, (metrics, certificates, later) = value[None], aux
+            metrics, certificates = jax.tree.map(lambda a: jnp.asarray(a)[None], (metrics, certificates))
+            finite = later[2][None]
+            direction = jax.tree.map(lambda a: jnp.where(later[2], a, 0), direction)
+            return direction, later, Info(losses, metrics, certificates, finite)
+        slots = jax.vmap(lambda task: jnp.asarray(self.slot(task)))(tasks)
+        known = (slots >= 0) & (slots < self.slots)
+        memory, t, alive = jax.tree.map(lambda a: a[slots], carry)
+        found = task_gradient(self._step, x, tasks, key, memory, t, alive & known, chunk=self.task_chunk)
+        direction, losses, (metrics, certificates, later), finite = found
+        place = jnp.where(known, slots, self.slots)  # beyond the table, hence dropped
+        later = jax.tree.map(lambda a, b: a.at[place].set(b, mode="drop"), carry, later)
         return direction, later, Info(losses, metrics, certificates, finite)
+
+    def _step(self, x: Outer, task: Task, key: Key, memory: Any, t: Array, alive: Array) -> Any:
+        """((F, (metrics, certificate, carry)), direction) of one task."""
+        k_step, k_other = jax.random.split(key)
+        # a loop of at most one turn leaves a large memory where it is, and a conditional copies it
+        anew = lambda _: (self._begin(x, task, jax.random.fold_in(k_other, 0)), jnp.int32(0), jnp.bool_(True))
+        memory, t, _ = jax.lax.while_loop(lambda s: ~s[2], anew, (memory, t, alive))
+        oracles = Oracles(self.problem, task, self.minibatches)
+        direction, (value, metrics), memory = self.loop.step(oracles, x, memory, t, k_step)
+        residual = norm(oracles.inner_gradient(x, memory.y, Sample(None, jax.random.fold_in(k_other, 1))))
+        alive = all_finite(value, direction, memory.y)
+        return (value, (metrics, certify(residual, alive), (memory, t + 1, alive))), direction
 
     def _begin(self, x: Outer, task: Task, key: Key) -> PyTree:
         k_init, k_begin = jax.random.split(key)

@@ -203,17 +203,22 @@ def outer_step(
 def _loop(
     method: Method, tasks: TaskDistribution, optimizer: Any, meta_batch: int, state: TrainState, key: Key, stop: Array
 ) -> tuple[TrainState, Array]:
-    """Walks to the step `stop`; and whether x is finite there. The tasks of several steps are drawn at once."""
-    draw = partial(_batch, tasks, meta_batch, key)
-    bytes_of_one = sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(jax.eval_shape(draw, stop)[0]))
-    drawn = min(64, max(1, DRAWN_BYTES // max(1, bytes_of_one)))
+    """Walks to the step `stop`; and whether x is finite there. The tasks of several steps are drawn at once, and the
+    one task of a family that has no other only once."""
+    keys = partial(_keys, key)
+    draw = lambda k: sample_batch(tasks, k, "train", meta_batch)
+    bytes_of_one = sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(jax.eval_shape(draw, key)))
+    drawn = 1024 if tasks.single else min(64, max(1, DRAWN_BYTES // max(1, bytes_of_one)))
+    only = draw(key) if tasks.single else None
 
     def block(number: Array, state: TrainState) -> TrainState:
         first = number * drawn
-        batches = jax.vmap(draw)(first + jnp.arange(drawn, dtype=first.dtype))
+        k_tasks, k_estimates = jax.vmap(keys)(first + jnp.arange(drawn, dtype=first.dtype))
+        batches = None if tasks.single else jax.vmap(draw)(k_tasks)
 
         def one(i: Array, s: TrainState) -> TrainState:
-            batch, k = jax.tree.map(lambda a: a[i - first], batches)
+            batch = only if tasks.single else jax.tree.map(lambda a: a[i - first], batches)
+            k = k_estimates[i - first]
             x, opt, carry, info = outer_step(method, optimizer, s.x, s.optimizer, s.carry, batch, k)
             return TrainState(x, opt, carry, i + 1, _add(s.window, info, i), s.best)
 
@@ -228,8 +233,9 @@ def _certified(
     method: Method, tasks: TaskDistribution, meta_batch: int, state: TrainState, key: Key
 ) -> dict[str, Array]:
     """What the certificates of the next step's tasks say; a report, hence not computed in the loop."""
-    batch, k = _batch(tasks, meta_batch, key, state.step)
-    certificate = method.estimator(state.x, batch, state.carry, k)[2].certificate
+    k_tasks, k_estimate = _keys(key, state.step)
+    batch = sample_batch(tasks, k_tasks, "train", meta_batch)
+    certificate = method.estimator(state.x, batch, state.carry, k_estimate)[2].certificate
     square = lambda a: jnp.sqrt(finite_mean(a**2, jnp.isfinite(a)))
     said = {"inner_residual": square(certificate.inner_residual)}
     if certificate.linear_residual is not None:
@@ -258,9 +264,10 @@ def _tired(state: TrainState, every: int, patience: int | None) -> bool:
     return int(state.step) - int(state.best.step) >= patience * every
 
 
-def _batch(tasks: TaskDistribution, meta_batch: int, key: Key, step: Array) -> tuple[Task, Key]:
+def _keys(key: Key, step: Array) -> tuple[Key, Key]:
+    """Of the tasks of a step, and of its estimate."""
     k_tasks, k_estimate = jax.random.split(jax.random.fold_in(key, step))
-    return sample_batch(tasks, k_tasks, "train", meta_batch), k_estimate
+    return k_tasks, k_estimate
 
 
 def _empty(sums: PyTree) -> Window:

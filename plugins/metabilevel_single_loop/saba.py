@@ -13,10 +13,16 @@ from .posing import Objective, Schedule, decaying, posed
 
 
 class Table(NamedTuple):
-    """What every block gave when it was last seen [blocks, ...], and the weighted mean over the blocks."""
+    """What every block gave when it was last seen [blocks, ...], and the weighted mean over the blocks.
+
+    The newest row, of `block`, is in `rows` only from the next step on: where a table is written before it is read,
+    it is changed in place, and elsewhere copied whole.
+    """
 
     rows: Any
     mean: Any
+    newest: Any
+    block: Any
 
 
 class Memory(NamedTuple):
@@ -55,7 +61,10 @@ class SABA(mb.AbstractSingleLoop):
             )
         zeros = lambda tree: jax.tree.map(jnp.zeros_like, tree)
         rows = lambda n, tree: jax.tree.map(lambda a: jnp.zeros((n, *a.shape), a.dtype), tree)
-        tables = [Table(rows(n, part), zeros(part)) for n, part in zip(blocks, ((y, y, x), (x, y)), strict=True)]
+        tables = [
+            Table(rows(n, part), zeros(part), zeros(part), jnp.int32(0))
+            for n, part in zip(blocks, ((y, y, x), (x, y)), strict=True)
+        ]
         return Memory(y, zeros(y), *tables)
 
     def step(self, oracles, x, memory, t, key):
@@ -73,11 +82,11 @@ class SABA(mb.AbstractSingleLoop):
 
 
 def _reduced(fresh: Any, table: Table, block: Any, weights: Any) -> tuple[Any, Table]:
-    """SAGA's direction, and the table that has `fresh` in the row `block`."""
-    change = jax.tree.map(lambda new, rows: new - rows[block], fresh, table.rows)
+    """SAGA's direction, and the table where `block` gave `fresh`."""
+    rows = jax.tree.map(lambda rows, new: rows.at[table.block].set(new), table.rows, table.newest)
+    change = jax.tree.map(lambda new, rows: new - rows[block], fresh, rows)
     direction = optax.tree.add(change, table.mean)
-    rows = jax.tree.map(lambda rows, new: rows.at[block].set(new), table.rows, fresh)
-    return direction, Table(rows, optax.tree.add_scale(table.mean, weights[block], change))
+    return direction, Table(rows, optax.tree.add_scale(table.mean, weights[block], change), fresh, block)
 
 
 def saba(
