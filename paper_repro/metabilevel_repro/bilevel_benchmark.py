@@ -93,16 +93,16 @@ def calls(method: str, options: dict[str, int], blocks: list[int]) -> float:
     SRBA evaluates its four oracles at two points, and all examples once in as many steps as there are minibatches.
     """
     inner, outer = blocks
-    steps, system = options.get("inner_steps", 0), options.get("terms", options.get("linear_steps", 0))
+    steps, system = float(options.get("inner_steps", 0)), options.get("terms", options.get("linear_steps", 0))
     match method:
         case "soba" | "saba":
-            return 4
+            return 4.0
         case "stocbio" | "amigo":
             return steps + system + 2
         case "bsa":
             return steps + (system - 1) / 2 + 2
         case "mrbo":
-            return 2 * (system + 3)
+            return 2.0 * (system + 3)
         case "srba":
             period = inner + outer
             return (8 * (period - 1) + 3 * inner + outer) / period
