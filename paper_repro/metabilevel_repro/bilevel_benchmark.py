@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import metabilevel as mb
-from metabilevel.reproduction import Claim, Curve, Lab, Outcome, Panel, Reproduction, Scale
+from metabilevel.reproduction import Claim, Curve, Lab, Outcome, Panel, Published, Reproduction, Scale
 
 BATCH = 64
 INNER = 10  # inner steps, and terms or steps of a linear system, of the methods that take several
@@ -82,9 +82,9 @@ def row(problem: str, what: str, method: str) -> str:
     return f"{problem}: {what}, {METHODS[method][0]}"
 
 
-def rank(problem: str, among: str = "the paper's methods") -> str:
+def rank(problem: str, what: str, among: str = "the paper's methods") -> str:
     """The name of the row with SABA's rank, by the median over runs."""
-    return f"{problem}: rank of SABA, among {among}"
+    return f"{problem}: rank by {what}, SABA among {among}"
 
 
 def calls(method: str, options: dict[str, int], blocks: list[int]) -> float:
@@ -116,12 +116,34 @@ QUADRATICS, IJCNN1, CLEANING = "quadratics", "ijcnn1", "cleaning p=.5"
 CLAIMS = (
     *[
         Claim(f"By the end SABA is among the two best of the paper's methods: {problem}.", "Figure 2",
-              (rank(problem), 2.5))
-        for problem in (IJCNN1, CLEANING)
+              (rank(problem, what), 2.5))
+        for problem, what in ((IJCNN1, GRADIENT), (CLEANING, ERROR))
     ],
     Claim("With constant steps SABA converges, and ends below SOBA: quadratics.", "section 3",
           (row(QUADRATICS, f"log10 {GAP}", "saba"), row(QUADRATICS, f"log10 {GAP}", "soba"))),
 )  # fmt: skip
+
+
+# the step size and the outer ratio that came out best
+TUNED = {
+    QUADRATICS: {"saba": (0.1, 1), "stocbio": (0.1, 1), "amigo": (0.01, 0.1), "mrbo": (0.1, 0.1), "srba": (0.1, 1),
+                 "f2sa": (0.1, 1)},
+    IJCNN1: {"soba": (0.03125, 0.01), "saba": (0.125, 1), "stocbio": (0.125, 1), "amigo": (0.125, 0.1**0.5),
+             "mrbo": (0.5, 0.1**1.5), "srba": (0.25, 1), "bsa": (0.5, 0.01)},
+    CLEANING: {"soba": (1, 1e-4), "saba": (0.1, 1e-3), "stocbio": (0.01, 1e-5), "amigo": (0.001, 1e-5),
+               "mrbo": (0.1, 1e-4), "srba": (0.001, 1e-5), "bsa": (0.1, 1e-5)},
+}  # fmt: skip
+CONFIGS = {QUADRATICS: "quadratics_021424", IJCNN1: "ijcnn1", CLEANING: "datacleaning0_5"}
+PUBLISHED = {
+    (problem, method): [
+        Published(
+            row(problem, f"tuned {what}", method), value, None, f"config/{CONFIGS[problem]}_best_params.yml", "code"
+        )
+        for what, value in zip(("rate", "ratio"), pair, strict=True)
+    ]
+    for problem, best in TUNED.items()
+    for method, pair in best.items()
+}
 
 
 def experiment(s: Settings, lab: Lab) -> Outcome:
@@ -134,7 +156,7 @@ def experiment(s: Settings, lab: Lab) -> Outcome:
             found, runs = _problem(name, problem, s, lab)
         measured |= found
         drawn = JUDGED[problem.family].drawn
-        by_calls.append(Panel(name, "oracle calls", drawn, _curves(runs, drawn, "calls"), log="xy"))
+        by_calls.append(Panel(name, "thousand oracle calls", drawn, _curves(runs, drawn, "calls", 1000), log="xy"))
         by_time.append(Panel(name, "seconds", drawn, _curves(runs, drawn, "seconds"), log="xy"))
     return Outcome(measured, [*by_calls, *by_time])
 
@@ -174,10 +196,11 @@ def _problem(name: str, problem: Problem, s: Settings, lab: Lab) -> tuple[dict[s
         measured[row(name, "tuned rate", method)], measured[row(name, "tuned ratio", method)] = best
         diverged = sum(not _end(end, judged.value) < start[judged.value] for start, end in grid.values())
         measured[row(name, f"diverged of {len(cells)} cells", method)] = float(diverged)
-    medians = {m: np.median([_end(each.scores[-1], judged.drawn) for each in runs[m]]) for m in runs}
-    better = [method for method, median in medians.items() if median < medians["saba"]]
-    measured[rank(name)] = 1.0 + len({*better} & {*PAPER})
-    measured[rank(name, "all")] = 1.0 + len(better)
+    for what in dict.fromkeys((judged.drawn, judged.value)):
+        medians = {m: np.median([_end(each.scores[-1], what) for each in runs[m]]) for m in runs}
+        better = {method for method, median in medians.items() if median < medians["saba"]}
+        measured[rank(name, what)] = 1.0 + len(better & {*PAPER})
+        measured[rank(name, what, "all")] = 1.0 + len(better)
     return measured, runs
 
 
@@ -263,14 +286,14 @@ def _judge(family: str, tasks: Any) -> Callable[[Any, Any], dict[str, Any]]:
             return lambda x, y: errors(x, y, held)
 
 
-def _curves(runs: dict[str, list[Run]], drawn: str, along: str) -> list[Curve]:
-    """The median over runs at each checkpoint, against oracle calls or the mean of the seconds; not the start."""
+def _curves(runs: dict[str, list[Run]], drawn: str, along: str, unit: float = 1.0) -> list[Curve]:
+    """The median over runs at each checkpoint, against the mean of `calls` or `seconds` in a unit; not the start."""
     import numpy as np
 
     curves = []
     for method, each in runs.items():
         scores = np.median([[_end(score, drawn) for score in run.scores[1:]] for run in each], 0)
-        x = np.mean([getattr(run, along)[1:] for run in each], 0)
+        x = np.mean([getattr(run, along)[1:] for run in each], 0) / unit
         curves.append(Curve(METHODS[method][0], x.tolist(), scores.tolist()))
     return curves
 
@@ -320,6 +343,8 @@ DEPARTURES = (
     "The grid is searched with one seed, and a run ends after a number of oracle calls; the benchmark tunes on the "
     "median of 10 seeds and ends after 900 s.",
     "F2SA and BOME are tuned in their steps alone, and SRBA's period is the number of minibatches.",
+    "The minimum of h on ijcnn1 is not known; |grad h|^2, by which the benchmark judges, rises and falls on the way "
+    "from one plateau of h to the next.",
     "Minibatches are drawn independently; the benchmark goes through the data in a shuffled order.",
 )
 REPRODUCTION = Reproduction(
@@ -331,13 +356,19 @@ REPRODUCTION = Reproduction(
     reproduces="Figure 2 (ijcnn1, data cleaning) and the quadratics of the public benchmark",
     metric="by the row's name; errors are rates, losses in nats",
     interval="not given: medians of 10 runs",
-    published=(),
+    published=tuple(number for numbers in PUBLISHED.values() for number in numbers),
     claims=CLAIMS,
     scales={
         "smoke": Scale(
             SMOKE,
             "SOBA and SABA with one pair of steps on 256 and 128 examples of each problem, 400 oracle calls: it runs.",
             ("Too short to judge.", *DEPARTURES),
+            unmeasured=tuple(
+                number.setting
+                for (_, method), numbers in PUBLISHED.items()
+                if method not in SMOKE.methods
+                for number in numbers
+            ),
             conclusive=False,
             compile_quickly=True,
         ),
