@@ -154,8 +154,8 @@ def assert_transcribed(
     ours = walk(loop, quadratics, steps, rate, batch)
     theirs = list(transcription(quadratics))
     assert not any(quadratics.rows.values()), "the transcription saw other samples"
-    np.testing.assert_allclose([x for x, _ in ours], [x for x, _ in theirs], atol=1e-10)
-    np.testing.assert_allclose([y for _, y in ours], [y for _, y in theirs], atol=1e-10)
+    np.testing.assert_allclose([x for x, _ in ours], [x for x, _ in theirs], rtol=0, atol=1e-10)
+    np.testing.assert_allclose([y for _, y in ours], [y for _, y in theirs], rtol=0, atol=1e-10)
 
 
 def reached(

@@ -172,7 +172,7 @@ def test_wrong_windows_and_weights_are_named(kind):
 
 @pytest.mark.parametrize("kind", [mb.Truncated, mb.EvolutionStrategies])
 @pytest.mark.parametrize("solver", [SOLVER, mb.GradientDescent(optax.adam(0.1), HORIZON, tolerance=0.5)])
-def test_windows_join_to_one_solve_bit_for_bit(kind, solver, key):
+def test_windows_join_to_one_solve(x64, kind, solver, key):
     x, batch = variable(), tasks()
     carry = episode(kind(PROBLEM, solver, window=2), x, batch, key)[2]
 
@@ -181,7 +181,7 @@ def test_windows_join_to_one_solve_bit_for_bit(kind, solver, key):
         return solver.path(PROBLEM, z, (y0, solver.init(z, y0)), task, jax.random.split(k_solve)[0])[0]
 
     for a, b in zip(*map(jax.tree.leaves, (carry.point, jax.jit(jax.vmap(whole))(batch, carry.key))), strict=True):
-        np.testing.assert_array_equal(a, b)
+        np.testing.assert_allclose(a, b, rtol=1e-13)
     assert carry.done.tolist() == [HORIZON] * 3
 
 

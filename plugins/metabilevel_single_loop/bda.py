@@ -13,7 +13,7 @@ from metabilevel import errors
 
 from .bome import Memory
 from .descent import descended
-from .posing import Objective, Schedule, decaying, posed
+from .posing import Objective, Schedule, decaying, posed, scheduled
 
 
 class BDA(mb.AbstractSingleLoop):
@@ -26,8 +26,8 @@ class BDA(mb.AbstractSingleLoop):
     **Arguments:** `rate(t)` of y; `outer(t)` is the factor of the direction.
     """
 
-    rate: Schedule
-    outer: Schedule
+    rate: Schedule = eqx.field(converter=scheduled)
+    outer: Schedule = eqx.field(converter=scheduled)
     aggregation: Array
     inner_steps: int = eqx.field(static=True)
 

@@ -11,7 +11,7 @@ import metabilevel as mb
 from metabilevel import errors
 
 from .descent import descended, gap
-from .posing import Objective, Schedule, decaying, posed
+from .posing import Objective, Schedule, decaying, posed, scheduled
 
 
 class Memory(NamedTuple):
@@ -32,8 +32,8 @@ class BOME(mb.AbstractSingleLoop):
     **Arguments:** `rate(t)` of y; `outer(t)` is the factor of the direction.
     """
 
-    rate: Schedule
-    outer: Schedule
+    rate: Schedule = eqx.field(converter=scheduled)
+    outer: Schedule = eqx.field(converter=scheduled)
     barrier: Array
     inner_rate: Array
     inner_steps: int = eqx.field(static=True)

@@ -12,7 +12,7 @@ import metabilevel as mb
 from metabilevel import errors
 
 from .descent import difference
-from .posing import Objective, Schedule, decaying, posed
+from .posing import Objective, Schedule, decaying, posed, scheduled
 
 
 class Memory(NamedTuple):
@@ -34,8 +34,8 @@ class DARTS(mb.AbstractSingleLoop):
     the second term.
     """
 
-    rate: Schedule
-    outer: Schedule
+    rate: Schedule = eqx.field(converter=scheduled)
+    outer: Schedule = eqx.field(converter=scheduled)
     momentum: Array
     weight_decay: Array
     first_order: bool = eqx.field(static=True)

@@ -11,7 +11,7 @@ import metabilevel as mb
 from metabilevel import errors
 
 from .descent import descended, gap
-from .posing import Decaying, Objective, Schedule, decaying, posed
+from .posing import Decaying, Objective, Schedule, decaying, posed, scheduled
 
 
 class Memory(NamedTuple):
@@ -32,9 +32,9 @@ class F2SA(mb.AbstractSingleLoop):
     **Arguments:** `rate(t)` of z; `outer(t)` is the factor of the direction, and `penalty(t)` is lambda.
     """
 
-    rate: Schedule
-    outer: Schedule
-    penalty: Schedule
+    rate: Schedule = eqx.field(converter=scheduled)
+    outer: Schedule = eqx.field(converter=scheduled)
+    penalty: Schedule = eqx.field(converter=scheduled)
     inner_steps: int = eqx.field(static=True)
 
     def begin(self, oracles, x, y, key):

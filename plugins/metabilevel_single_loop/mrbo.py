@@ -11,7 +11,7 @@ from jaxtyping import Array
 import metabilevel as mb
 from metabilevel import errors
 
-from .posing import Decaying, Objective, Schedule, decaying, posed
+from .posing import Decaying, Objective, Schedule, decaying, posed, scheduled
 from .steps import implicit, neumann, series_scale
 
 
@@ -36,9 +36,9 @@ class MRBO(mb.AbstractSingleLoop):
     **Raises:** `InputError` for no terms.
     """
 
-    rate: Schedule
-    outer: Schedule
-    momentum: Schedule
+    rate: Schedule = eqx.field(converter=scheduled)
+    outer: Schedule = eqx.field(converter=scheduled)
+    momentum: Schedule = eqx.field(converter=scheduled)
     scale: Array
     terms: int = eqx.field(static=True)
 

@@ -13,7 +13,7 @@ from metabilevel import errors
 
 from .descent import descended, gap
 from .f2sa import Memory
-from .posing import Objective, Schedule, decaying, posed
+from .posing import Objective, Schedule, decaying, posed, scheduled
 
 
 class PBGD(mb.AbstractSingleLoop):
@@ -26,8 +26,8 @@ class PBGD(mb.AbstractSingleLoop):
     **Arguments:** `rate(t)` of y and z; `outer(t)` is the factor of the direction.
     """
 
-    rate: Schedule
-    outer: Schedule
+    rate: Schedule = eqx.field(converter=scheduled)
+    outer: Schedule = eqx.field(converter=scheduled)
     penalty: Array
     inner_steps: int = eqx.field(static=True)
 

@@ -27,6 +27,11 @@ class Decaying(eqx.Module):
         return self.rate * (t + 1) ** -self.exponent
 
 
+def scheduled(rate: float | Schedule) -> Schedule:
+    """A schedule, any of optax for instance, as it is; a number as one that stays."""
+    return rate if callable(rate) else decaying(rate)
+
+
 def decaying(rate: float, exponent: float = 0.0, name: str = "exponent") -> Decaying:
     """A step size that falls as (t + 1)^-exponent, or stays.
 

@@ -3,13 +3,14 @@
 import operator
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
 
 import metabilevel as mb
 
-from .posing import Objective, Schedule, decaying, posed
+from .posing import Objective, Schedule, decaying, posed, scheduled
 
 
 class Table(NamedTuple):
@@ -46,8 +47,8 @@ class SABA(mb.AbstractSingleLoop):
     **Raises:** `InputError` for larger tables, or without minibatches.
     """
 
-    rate: Schedule
-    outer: Schedule = lambda t: jnp.ones(())
+    rate: Schedule = eqx.field(converter=scheduled)
+    outer: Schedule = eqx.field(converter=scheduled, default=1.0)
     budget: float = 2.0
 
     def begin(self, oracles, x, y, key):

@@ -2,6 +2,7 @@
 
 from typing import Any, Literal, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
@@ -9,7 +10,7 @@ import optax
 import metabilevel as mb
 
 from .descent import difference
-from .posing import Objective, Schedule, decaying, posed
+from .posing import Objective, Schedule, decaying, posed, scheduled
 
 B1, B2, EPS = 0.9, 0.999, 1e-8  # of Adam
 OPTIMIZERS = {"adam": optax.scale_by_adam(B1, B2, EPS), "sgd": optax.identity()}
@@ -34,8 +35,8 @@ class SAMA(mb.AbstractSingleLoop):
     which gradient descent has du/dg = 1.
     """
 
-    rate: Schedule
-    outer: Schedule
+    rate: Schedule = eqx.field(converter=scheduled)
+    outer: Schedule = eqx.field(converter=scheduled)
     optimizer: optax.GradientTransformation
 
     def begin(self, oracles, x, y, key):

@@ -2,13 +2,14 @@
 
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
 
 import metabilevel as mb
 
-from .posing import Objective, Schedule, decaying, posed
+from .posing import Objective, Schedule, decaying, posed, scheduled
 from .steps import directions
 
 
@@ -27,8 +28,8 @@ class SOBA(mb.AbstractSingleLoop):
     **Arguments:** `rate(t)` of y and v; `outer(t)` is the factor of the direction.
     """
 
-    rate: Schedule
-    outer: Schedule = lambda t: jnp.ones(())
+    rate: Schedule = eqx.field(converter=scheduled)
+    outer: Schedule = eqx.field(converter=scheduled, default=1.0)
 
     def begin(self, oracles, x, y, key):
         return Memory(y, jax.tree.map(jnp.zeros_like, y))

@@ -10,7 +10,7 @@ import optax
 import metabilevel as mb
 from metabilevel import errors
 
-from .posing import Objective, Schedule, decaying, posed
+from .posing import Objective, Schedule, decaying, posed, scheduled
 from .steps import directions
 
 
@@ -37,8 +37,8 @@ class SRBA(mb.AbstractSingleLoop):
     **Raises:** `InputError` for a period below 1.
     """
 
-    rate: Schedule
-    outer: Schedule
+    rate: Schedule = eqx.field(converter=scheduled)
+    outer: Schedule = eqx.field(converter=scheduled)
     period: int | None = eqx.field(static=True, default=None)
 
     def __check_init__(self):

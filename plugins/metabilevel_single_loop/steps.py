@@ -14,7 +14,7 @@ import metabilevel as mb
 from metabilevel import errors
 
 from .descent import descended
-from .posing import Schedule
+from .posing import Schedule, scheduled
 
 
 def directions(oracles: mb.Oracles, point: Any, inner: mb.Sample, outer: mb.Sample) -> tuple[Any, Any]:
@@ -82,8 +82,8 @@ class AbstractDoubleLoop(mb.AbstractSingleLoop):
     **Raises:** `InputError` for no inner steps.
     """
 
-    rate: Schedule
-    outer: Schedule
+    rate: Schedule = eqx.field(converter=scheduled)
+    outer: Schedule = eqx.field(converter=scheduled)
     inner_steps: int = eqx.field(static=True)
 
     def __check_init__(self):
