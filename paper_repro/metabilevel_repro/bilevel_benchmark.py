@@ -126,11 +126,11 @@ CLAIMS = (
 
 # the step size and the outer ratio that came out best
 TUNED = {
-    QUADRATICS: {"saba": (0.1, 1), "stocbio": (0.1, 1), "amigo": (0.01, 0.1), "mrbo": (0.1, 0.1), "srba": (0.1, 1),
-                 "f2sa": (0.1, 1)},
-    IJCNN1: {"soba": (0.03125, 0.01), "saba": (0.125, 1), "stocbio": (0.125, 1), "amigo": (0.125, 0.1**0.5),
-             "mrbo": (0.5, 0.1**1.5), "srba": (0.25, 1), "bsa": (0.5, 0.01)},
-    CLEANING: {"soba": (1, 1e-4), "saba": (0.1, 1e-3), "stocbio": (0.01, 1e-5), "amigo": (0.001, 1e-5),
+    QUADRATICS: {"saba": (0.1, 1.0), "stocbio": (0.1, 1.0), "amigo": (0.01, 0.1), "mrbo": (0.1, 0.1),
+                 "srba": (0.1, 1.0), "f2sa": (0.1, 1.0)},
+    IJCNN1: {"soba": (0.03125, 0.01), "saba": (0.125, 1.0), "stocbio": (0.125, 1.0), "amigo": (0.125, 0.1**0.5),
+             "mrbo": (0.5, 0.1**1.5), "srba": (0.25, 1.0), "bsa": (0.5, 0.01)},
+    CLEANING: {"soba": (1.0, 1e-4), "saba": (0.1, 1e-3), "stocbio": (0.01, 1e-5), "amigo": (0.001, 1e-5),
                "mrbo": (0.1, 1e-4), "srba": (0.001, 1e-5), "bsa": (0.1, 1e-5)},
 }  # fmt: skip
 CONFIGS = {QUADRATICS: "quadratics_021424", IJCNN1: "ijcnn1", CLEANING: "datacleaning0_5"}
@@ -156,7 +156,7 @@ def experiment(s: Settings, lab: Lab) -> Outcome:
             found, runs = _problem(name, problem, s, lab)
         measured |= found
         drawn = JUDGED[problem.family].drawn
-        by_calls.append(Panel(name, "thousand oracle calls", drawn, _curves(runs, drawn, "calls", 1000), log="xy"))
+        by_calls.append(Panel(name, "thousand oracle calls", drawn, _curves(runs, drawn, "calls", 1e3), log="xy"))
         by_time.append(Panel(name, "seconds", drawn, _curves(runs, drawn, "seconds"), log="xy"))
     return Outcome(measured, [*by_calls, *by_time])
 
