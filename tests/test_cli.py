@@ -157,9 +157,9 @@ WRONG = {
     "evaluate here": "There is no run in here",
     "evaluate here --inner-steps 0,x": "'--inner-steps': '0,x' is not a list of integers of 0 or more",
     "evaluate here --split tset": "'--split': 'tset' is not one of 'train', 'valid', 'test'",
-    "run mamll": "no method 'mamll'. Did you mean 'maml'? Installed: adafac-mlp, anil,",
+    "run mamll": "no method 'mamll'. Did you mean 'maml'? Installed: adafac-mlp, ",
     "run --tasks sinusoid maml": "--tasks: the method comes first",
-    "run maml": "Missing option '--tasks'. Installed: cifar-fs, cifar-training, cifar10, ",
+    "run maml": "Missing option '--tasks'. Installed: bilevel-cleaning, ",
     "run maml --tasks sinusiod": "no task family 'sinusiod'. Did you mean 'sinusoid'?",
 }
 WRONG_OPTIONS = {
