@@ -202,7 +202,7 @@ def solve(
 
     **Warns:** as `hypergradient`; once for all steps.
 
-    **Raises:** `InputError` for negative `steps` or what is no optimizer; otherwise as `hypergradient`.
+    **Raises:** `InputError` for negative `steps`, what are no minibatches or no optimizer; else as `hypergradient`.
     """
     count("steps", steps, 0)
     single = isinstance(solver, AbstractSingleLoop)
@@ -210,6 +210,8 @@ def solve(
         check_parts(problem, solver, adjoint)
     if minibatches is not None and not single:
         raise InputError("minibatches: only a single-loop method has a use for them; give the inner solver its own.")
+    if minibatches is not None and not isinstance(minibatches, Minibatches):
+        raise InputError(f"minibatches is {kind(minibatches)}: an instance such as Minibatches(64) is wanted.")
     if not isinstance(optimizer, optax.GradientTransformation):
         raise InputError(f"optimizer is {kind(optimizer)}: an optax transformation such as optax.adam(1e-2) is wanted.")
     x0 = canonical(x0, "x0")

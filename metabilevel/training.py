@@ -18,6 +18,7 @@ from .info import Info, Result, all_finite, finite_mean
 from .method import Method, in_chunks, scalars
 from .problem import Key, Outer, Task, canonical, check_problem
 from .progress import track
+from .single_loop import SingleLoop
 from .tasks import TaskDistribution, sample_batch
 
 OnNonfinite: TypeAlias = Literal["raise", "mask"]
@@ -103,7 +104,8 @@ def fit(
     hypergradients the `linear_residual` likewise, and `doubtful`, the fraction of that batch whose certificate has
     another result than success.
 
-    **Raises:** `InputError` for wrong arguments, before compilation; `NonFiniteError` under its policy.
+    **Raises:** `InputError` for wrong arguments, or other tasks at every draw where there is one memory, before
+    compilation; `NonFiniteError` under its policy.
     """
     every = max(1, steps // 20) if every is None else every
     stages = train(
@@ -161,6 +163,11 @@ def train(
             count(name, value, 1)
     if patience is not None and validation is None:
         raise InputError(f"patience = {patience}: it needs episodes to judge on (validation).")
+    if isinstance(method.estimator, SingleLoop) and method.estimator.slots == 1 and not tasks.single:
+        raise InputError(
+            "slots = 1: one memory serves one task, and every draw of these is another. Take tasks of a pool of 2 or "
+            "more (--task-option pool=...), each of which has a memory of its own, or a family of a single task."
+        )
     method = in_chunks(method, task_chunk)
     validated = validation is not None
     now = start(method, tasks, optimizer, key, meta_batch, validated) if state is None else state

@@ -31,6 +31,9 @@ class BDA(mb.AbstractSingleLoop):
     aggregation: Array
     inner_steps: int = eqx.field(static=True)
 
+    def __check_init__(self):
+        errors.count("inner_steps", self.inner_steps, 1)
+
     def begin(self, oracles, x, y, key):
         return Memory(y)
 
@@ -82,7 +85,6 @@ def bda(
     **Raises:** `InputError` for a rate that is not positive, an exponent or an aggregation outside [0, 1], no steps,
     or losses that need all examples at once.
     """
-    errors.count("inner_steps", inner_steps, 1)
     if not 0 <= aggregation <= 1:
         raise mb.InputError(f"aggregation = {aggregation}: a share of the outer gradient, from 0 to 1, is wanted.")
     rates = decaying(learning_rate, exponent), decaying(1.0, outer_exponent, "outer_exponent")

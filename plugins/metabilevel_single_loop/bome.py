@@ -38,6 +38,9 @@ class BOME(mb.AbstractSingleLoop):
     inner_rate: Array
     inner_steps: int = eqx.field(static=True)
 
+    def __check_init__(self):
+        errors.count("inner_steps", self.inner_steps, 1)
+
     def begin(self, oracles, x, y, key):
         return Memory(y)
 
@@ -89,7 +92,6 @@ def bome(
     **Raises:** `InputError` for rates or a barrier that are not positive, an exponent outside [0, 1], no steps, or
     losses that need all examples at once.
     """
-    errors.count("inner_steps", inner_steps, 1)
     errors.number("inner_learning_rate", inner_learning_rate, 0, above=True)
     errors.number("barrier", barrier, 0, above=True)
     rates = decaying(learning_rate, exponent), decaying(1.0, outer_exponent, "outer_exponent")

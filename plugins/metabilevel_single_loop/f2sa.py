@@ -37,6 +37,9 @@ class F2SA(mb.AbstractSingleLoop):
     penalty: Schedule = eqx.field(converter=scheduled)
     inner_steps: int = eqx.field(static=True)
 
+    def __check_init__(self):
+        errors.count("inner_steps", self.inner_steps, 1)
+
     def begin(self, oracles, x, y, key):
         return Memory(y, y)
 
@@ -90,7 +93,6 @@ def f2sa(
     **Raises:** `InputError` for a rate or a penalty that is not positive, an exponent outside [0, 1], a negative
     growth, no steps, or losses that need all examples at once.
     """
-    errors.count("inner_steps", inner_steps, 1)
     errors.number("penalty", penalty, 0, above=True)
     errors.number("growth", growth, 0)
     rates = decaying(learning_rate, exponent), decaying(1.0, outer_exponent, "outer_exponent")

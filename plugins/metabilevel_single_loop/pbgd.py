@@ -31,6 +31,9 @@ class PBGD(mb.AbstractSingleLoop):
     penalty: Array
     inner_steps: int = eqx.field(static=True)
 
+    def __check_init__(self):
+        errors.count("inner_steps", self.inner_steps, 1)
+
     def begin(self, oracles, x, y, key):
         return Memory(y, y)
 
@@ -76,7 +79,6 @@ def pbgd(
     **Raises:** `InputError` for a rate or a penalty that is not positive, an exponent outside [0, 1], no steps, or
     losses that need all examples at once.
     """
-    errors.count("inner_steps", inner_steps, 1)
     errors.number("penalty", penalty, 0, above=True)
     rates = decaying(learning_rate, exponent), decaying(1.0, outer_exponent, "outer_exponent")
     return posed(subject, PBGD(*rates, jnp.asarray(penalty, float), inner_steps), objective, batch)

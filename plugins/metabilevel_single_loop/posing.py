@@ -65,9 +65,9 @@ def posed(subject: Any, loop: mb.AbstractSingleLoop, objective: Objective, batch
             inner_loss=lambda x, y, task, key: subject.fit(y, task.support) + penalty(x, y),
             outer_loss=lambda x, y, task, key: subject.test(y, task.query, task.support),
         )
-        init, slots = lambda key: decays(subject, "leaf", 1e-3, key), {}
+        init = lambda key: decays(subject, "leaf", 1e-3, key)
     else:
         problem, init = pulled(subject, 2.0), subject.init
-        slots = {"slots": subject.pool or 1, "slot": lambda task: task.id} if subject.pool else {}
-    solver = mb.GradientDescent(optax.sgd(0.1), 500)
+    slots = {"slots": subject.pool, "slot": lambda task: task.id} if subject.pool else {}
+    solver = mb.GradientDescent(optax.adam(0.01), 500)  # whatever the curvature, it stays finite
     return mb.Method(problem, init, mb.SingleLoop(problem, loop, minibatches, **slots), solver)

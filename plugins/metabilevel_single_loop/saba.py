@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 import metabilevel as mb
+from metabilevel import errors
 
 from .posing import Objective, Schedule, decaying, posed, scheduled
 
@@ -44,12 +45,15 @@ class SABA(mb.AbstractSingleLoop):
 
     **Arguments:** as of `SOBA`; `budget` is the most GiB that the tables may take.
 
-    **Raises:** `InputError` for larger tables, or without minibatches.
+    **Raises:** `InputError` for larger tables, a budget that is not positive, or without minibatches.
     """
 
     rate: Schedule = eqx.field(converter=scheduled)
     outer: Schedule = eqx.field(converter=scheduled, default=1.0)
     budget: float = 2.0
+
+    def __check_init__(self):
+        errors.number("budget", self.budget, 0, above=True)
 
     def begin(self, oracles, x, y, key):
         blocks = [len(oracles.weights(part)) for part in ("inner", "outer")]

@@ -1,11 +1,18 @@
 """Single-loop methods: each as a plain NumPy transcription of its paper, and where it leads."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from metabilevel_single_loop.bda import BDA
+from metabilevel_single_loop.f2sa import F2SA
 from metabilevel_single_loop.posing import decaying
 from metabilevel_single_loop.saba import SABA
 from metabilevel_single_loop.soba import SOBA
 from single_loops import BATCH, BLOCKS, DIMENSION, Quadratics, assert_transcribed, reached
+
+import metabilevel as mb
 
 STEPS = 20
 
@@ -50,6 +57,23 @@ def as_saba(q):
 )
 def test_twenty_steps_are_those_of_the_paper(x64, loop, transcription):
     assert_transcribed(loop(), transcription, STEPS)  # made here, in double precision
+
+
+def test_what_cannot_be_is_refused_where_a_loop_is_made():
+    with pytest.raises(mb.InputError, match="budget = nan"):
+        SABA(0.1, budget=float("nan"))
+    for made in (lambda n: F2SA(0.1, 1.0, 1.0, n), lambda n: BDA(0.1, 1.0, jnp.ones(()), n)):
+        with pytest.raises(mb.InputError, match="inner_steps = 0"):
+            made(0)
+
+
+@pytest.mark.parametrize("objective", ["decay", "proximal"])
+def test_each_task_of_a_pool_has_a_memory_and_tasks_without_end_are_refused(objective):
+    sinusoids, common = mb.load_tasks("sinusoid"), {"key": jax.random.key(0), "steps": 1, "meta_batch": 1}
+    made = lambda tasks: mb.load_method("soba")(tasks.subject, objective=objective, batch=None)
+    assert made(sinusoids(pool=3)).estimator.slots == 3
+    with pytest.raises(mb.InputError, match="one memory serves one task, and every draw"):
+        mb.fit(made(sinusoids()), sinusoids(), optax.sgd(0.1), **common)
 
 
 def test_soba_finds_the_minimum_without_noise(x64):
