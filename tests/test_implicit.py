@@ -530,7 +530,9 @@ import jax, optax, metabilevel as mb
 problem = mb.BilevelProblem(lambda x, t, k: x, lambda x, y, t, k: (y - x) ** 2, lambda x, y, t, k: y**2)
 descent, key = mb.GradientDescent(optax.sgd(0.1), 2), jax.random.key(0)
 hypergradient = lambda p, s, a: mb.hypergradient(p, 1.0, None, key=key, solver=s, adjoint=a)
-solve = lambda p, s, a, o=optax.sgd(0.1): mb.solve(p, 1.0, None, key=key, solver=s, adjoint=a, optimizer=o, steps=1)
+solve = lambda p, s, a, o=optax.sgd(0.1), **more: mb.solve(
+    p, 1.0, None, key=key, solver=s, adjoint=a, optimizer=o, steps=1, **more
+)
 for call in (hypergradient, solve, mb.reduced, mb.Nested, mb.WarmStarted):
     for parts in (
         (problem, descent, mb.Implicit), (problem, descent, mb.ConjugateGradient(3)), (problem, descent, None),
@@ -540,10 +542,14 @@ for call in (hypergradient, solve, mb.reduced, mb.Nested, mb.WarmStarted):
             call(*parts)
         except mb.InputError as error:
             print(error)
-try:
-    solve(problem, descent, mb.Unroll(), optax.sgd)
-except mb.InputError as error:
-    print(error)
+class Loop(mb.AbstractSingleLoop):
+    begin = step = None
+for wrong in (lambda: solve(problem, descent, mb.Unroll(), optax.sgd),
+              lambda: solve(problem, Loop(), mb.Unroll(), minibatches=64)):
+    try:
+        wrong()
+    except mb.InputError as error:
+        print(error)
 """
 
 
@@ -564,6 +570,7 @@ def test_a_part_of_another_kind_is_named():
             "outer_loss) is wanted.",
         ],
         "optimizer is of type function: an optax transformation such as optax.adam(1e-2) is wanted.",
+        "minibatches is of type int: an instance such as Minibatches(64) is wanted.",
     ]
 
 
