@@ -29,6 +29,9 @@ class F2SA(mb.AbstractSingleLoop):
     and then   direction = dF/dx(x, y) + lambda (dG/dx(x, y) - dG/dx(x, z)),   which misses the hypergradient by
     O(1 / lambda) where y and z are at their minima.
 
+    The direction carries lambda, and while y and z are not solved its error does: the step of x must stay below about
+    1 / lambda.
+
     **Arguments:** `rate(t)` of z; `outer(t)` is the factor of the direction, and `penalty(t)` is lambda.
     """
 
