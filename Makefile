@@ -26,6 +26,7 @@ benchmarks: $(VENV)/installed  ## speed and memory, side by side with the textbo
 	$(BIN)/python benchmarks/unroll_memory.py
 	$(BIN)/python benchmarks/implicit.py
 	$(BIN)/python benchmarks/learned_optimizer.py
+	$(BIN)/python benchmarks/single_loop.py
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .ruff_cache
