@@ -163,8 +163,8 @@ class Solution(NamedTuple):
 
     - `x`: the outer variable after the last step, or before the first that was not finite.
     - `inner`: y, solved once more at that `x`; `certificate` belongs to this solve.
-    - `history`: one row a step: `step`, the `loss` and metrics before the step, `inner_residual`, and
-      `linear_residual` where there is a linear system.
+    - `history`: one row a step: `step`, the `loss` and metrics before the step (of its minibatch, where there are
+      some), `inner_residual`, and `linear_residual` where there is a linear system.
     - `result`: the certificate's, but `Result.nonfinite` if any step was not finite.
     """
 
@@ -208,6 +208,8 @@ def solve(
     single = isinstance(solver, AbstractSingleLoop)
     if not single:
         check_parts(problem, solver, adjoint)
+    if single and not warm_start:
+        raise InputError("warm_start = False: the y of a single-loop method goes on from step to step.")
     if minibatches is not None and not single:
         raise InputError("minibatches: only a single-loop method has a use for them; give the inner solver its own.")
     if minibatches is not None and not isinstance(minibatches, Minibatches):

@@ -173,4 +173,6 @@ def test_solve_refuses_minibatches_of_what_is_no_mean():
         mb.solve(dataclasses.replace(given, inner_loss=spread), x, task, solver=Follow(), **common)
     with pytest.raises(mb.InputError, match="only a single-loop method"):
         mb.solve(given, x, task, solver=mb.GradientDescent(optax.sgd(0.1), 3), **common)
+    with pytest.raises(mb.InputError, match="warm_start = False"):
+        mb.solve(given, x, task, solver=Follow(), warm_start=False, **common)
     mb.solve(given, x, task, solver=Follow(), **common)

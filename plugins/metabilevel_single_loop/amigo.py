@@ -21,7 +21,7 @@ class AmIGO(AbstractDoubleLoop):
     **Raises:** `InputError` for no inner or no linear steps.
     """
 
-    linear_steps: int = eqx.field(static=True)
+    linear_steps: int = eqx.field(static=True, default=10)
 
     def __check_init__(self):
         errors.count("linear_steps", self.linear_steps, 1)

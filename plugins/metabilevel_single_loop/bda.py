@@ -4,7 +4,6 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
@@ -13,7 +12,7 @@ from metabilevel import errors
 
 from .bome import Memory
 from .descent import descended
-from .posing import Objective, Schedule, decaying, posed, scheduled
+from .posing import Objective, Schedule, decaying, posed, real, scheduled
 
 
 class BDA(mb.AbstractSingleLoop):
@@ -27,9 +26,9 @@ class BDA(mb.AbstractSingleLoop):
     """
 
     rate: Schedule = eqx.field(converter=scheduled)
-    outer: Schedule = eqx.field(converter=scheduled)
-    aggregation: Array
-    inner_steps: int = eqx.field(static=True)
+    outer: Schedule = eqx.field(converter=scheduled, default=1.0)
+    aggregation: Array = eqx.field(converter=real, default=0.5)
+    inner_steps: int = eqx.field(static=True, default=10)
 
     def __check_init__(self):
         errors.count("inner_steps", self.inner_steps, 1)
@@ -88,4 +87,4 @@ def bda(
     if not 0 <= aggregation <= 1:
         raise mb.InputError(f"aggregation = {aggregation}: a share of the outer gradient, from 0 to 1, is wanted.")
     rates = decaying(learning_rate, exponent), decaying(1.0, outer_exponent, "outer_exponent")
-    return posed(subject, BDA(*rates, jnp.asarray(aggregation, float), inner_steps), objective, batch)
+    return posed(subject, BDA(*rates, aggregation, inner_steps), objective, batch)

@@ -11,7 +11,7 @@ import metabilevel as mb
 from metabilevel import errors
 
 from .descent import descended, gap
-from .posing import Objective, Schedule, decaying, posed, scheduled
+from .posing import Objective, Schedule, decaying, posed, real, scheduled
 
 
 class Memory(NamedTuple):
@@ -33,10 +33,10 @@ class BOME(mb.AbstractSingleLoop):
     """
 
     rate: Schedule = eqx.field(converter=scheduled)
-    outer: Schedule = eqx.field(converter=scheduled)
-    barrier: Array
-    inner_rate: Array
-    inner_steps: int = eqx.field(static=True)
+    outer: Schedule = eqx.field(converter=scheduled, default=1.0)
+    barrier: Array = eqx.field(converter=real, default=0.5)
+    inner_rate: Array = eqx.field(converter=real, default=0.1)
+    inner_steps: int = eqx.field(static=True, default=10)
 
     def __check_init__(self):
         errors.count("inner_steps", self.inner_steps, 1)
@@ -95,5 +95,4 @@ def bome(
     errors.number("inner_learning_rate", inner_learning_rate, 0, above=True)
     errors.number("barrier", barrier, 0, above=True)
     rates = decaying(learning_rate, exponent), decaying(1.0, outer_exponent, "outer_exponent")
-    numbers = jnp.asarray(barrier, float), jnp.asarray(inner_learning_rate, float)
-    return posed(subject, BOME(*rates, *numbers, inner_steps), objective, batch)
+    return posed(subject, BOME(*rates, barrier, inner_learning_rate, inner_steps), objective, batch)

@@ -12,7 +12,7 @@ import metabilevel as mb
 from metabilevel import errors
 
 from .descent import difference
-from .posing import Objective, Schedule, decaying, posed, scheduled
+from .posing import Objective, Schedule, decaying, posed, real, scheduled
 
 
 class Memory(NamedTuple):
@@ -35,10 +35,10 @@ class DARTS(mb.AbstractSingleLoop):
     """
 
     rate: Schedule = eqx.field(converter=scheduled)
-    outer: Schedule = eqx.field(converter=scheduled)
-    momentum: Array
-    weight_decay: Array
-    first_order: bool = eqx.field(static=True)
+    outer: Schedule = eqx.field(converter=scheduled, default=1.0)
+    momentum: Array = eqx.field(converter=real, default=0.9)
+    weight_decay: Array = eqx.field(converter=real, default=0.0)
+    first_order: bool = eqx.field(static=True, default=False)
 
     def begin(self, oracles, x, y, key):
         return Memory(y, jax.tree.map(jnp.zeros_like, y))
@@ -96,5 +96,4 @@ def darts(
         raise mb.InputError(f"momentum = {momentum}: 0 or more and less than 1 is wanted.")
     errors.number("weight_decay", weight_decay, 0)
     rates = decaying(learning_rate, exponent), decaying(1.0, outer_exponent, "outer_exponent")
-    numbers = jnp.asarray(momentum, float), jnp.asarray(weight_decay, float)
-    return posed(subject, DARTS(*rates, *numbers, first_order), objective, batch)
+    return posed(subject, DARTS(*rates, momentum, weight_decay, first_order), objective, batch)

@@ -36,9 +36,9 @@ class F2SA(mb.AbstractSingleLoop):
     """
 
     rate: Schedule = eqx.field(converter=scheduled)
-    outer: Schedule = eqx.field(converter=scheduled)
-    penalty: Schedule = eqx.field(converter=scheduled)
-    inner_steps: int = eqx.field(static=True)
+    outer: Schedule = eqx.field(converter=scheduled, default=1.0)
+    penalty: Schedule = eqx.field(converter=scheduled, default=1.0)
+    inner_steps: int = eqx.field(static=True, default=10)
 
     def __check_init__(self):
         errors.count("inner_steps", self.inner_steps, 1)

@@ -11,7 +11,7 @@ from jaxtyping import Array
 import metabilevel as mb
 from metabilevel import errors
 
-from .posing import Decaying, Objective, Schedule, decaying, posed, scheduled
+from .posing import Decaying, Objective, Schedule, decaying, posed, real, scheduled
 from .steps import implicit, neumann, series_scale
 
 
@@ -37,10 +37,10 @@ class MRBO(mb.AbstractSingleLoop):
     """
 
     rate: Schedule = eqx.field(converter=scheduled)
-    outer: Schedule = eqx.field(converter=scheduled)
-    momentum: Schedule = eqx.field(converter=scheduled)
-    scale: Array
-    terms: int = eqx.field(static=True)
+    outer: Schedule = eqx.field(converter=scheduled, default=1.0)
+    momentum: Schedule = eqx.field(converter=scheduled, default=0.5)
+    scale: Array = eqx.field(converter=real, default=0.1)
+    terms: int = eqx.field(static=True, default=10)
 
     def __check_init__(self):
         errors.count("terms", self.terms, 1)

@@ -13,7 +13,7 @@ from metabilevel import errors
 
 from .descent import descended, gap
 from .f2sa import Memory
-from .posing import Objective, Schedule, decaying, posed, scheduled
+from .posing import Objective, Schedule, decaying, posed, real, scheduled
 
 
 class PBGD(mb.AbstractSingleLoop):
@@ -27,9 +27,9 @@ class PBGD(mb.AbstractSingleLoop):
     """
 
     rate: Schedule = eqx.field(converter=scheduled)
-    outer: Schedule = eqx.field(converter=scheduled)
-    penalty: Array
-    inner_steps: int = eqx.field(static=True)
+    outer: Schedule = eqx.field(converter=scheduled, default=1.0)
+    penalty: Array = eqx.field(converter=real, default=10.0)
+    inner_steps: int = eqx.field(static=True, default=1)
 
     def __check_init__(self):
         errors.count("inner_steps", self.inner_steps, 1)
@@ -81,4 +81,4 @@ def pbgd(
     """
     errors.number("penalty", penalty, 0, above=True)
     rates = decaying(learning_rate, exponent), decaying(1.0, outer_exponent, "outer_exponent")
-    return posed(subject, PBGD(*rates, jnp.asarray(penalty, float), inner_steps), objective, batch)
+    return posed(subject, PBGD(*rates, penalty, inner_steps), objective, batch)

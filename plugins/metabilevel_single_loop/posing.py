@@ -27,6 +27,11 @@ class Decaying(eqx.Module):
         return self.rate * (t + 1) ** -self.exponent
 
 
+def real(value: float | Array) -> Array:
+    """As an array, so that another value needs no other program."""
+    return jnp.asarray(value, float)
+
+
 def scheduled(rate: float | Schedule) -> Schedule:
     """A schedule, any of optax for instance, as it is; a number as one that stays."""
     return rate if callable(rate) else decaying(rate)
@@ -40,7 +45,7 @@ def decaying(rate: float, exponent: float = 0.0, name: str = "exponent") -> Deca
     errors.number("learning_rate", rate, 0, above=True)
     if not 0 <= exponent <= 1:
         raise mb.InputError(f"{name} = {exponent}: a step size falls as (t + 1)^-{name}, with one from 0 to 1.")
-    return Decaying(jnp.asarray(rate, float), jnp.asarray(exponent, float))
+    return Decaying(real(rate), real(exponent))
 
 
 def posed(subject: Any, loop: mb.AbstractSingleLoop, objective: Objective, batch: int | None) -> mb.Method:

@@ -36,8 +36,8 @@ class SAMA(mb.AbstractSingleLoop):
     """
 
     rate: Schedule = eqx.field(converter=scheduled)
-    outer: Schedule = eqx.field(converter=scheduled)
-    optimizer: optax.GradientTransformation
+    outer: Schedule = eqx.field(converter=scheduled, default=1.0)
+    optimizer: optax.GradientTransformation = OPTIMIZERS["adam"]
 
     def begin(self, oracles, x, y, key):
         return Memory(y, self.optimizer.init(y))

@@ -38,7 +38,7 @@ class SRBA(mb.AbstractSingleLoop):
     """
 
     rate: Schedule = eqx.field(converter=scheduled)
-    outer: Schedule = eqx.field(converter=scheduled)
+    outer: Schedule = eqx.field(converter=scheduled, default=1.0)
     period: int | None = eqx.field(static=True, default=None)
 
     def __check_init__(self):

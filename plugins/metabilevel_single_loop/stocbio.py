@@ -8,7 +8,7 @@ from jaxtyping import Array
 import metabilevel as mb
 from metabilevel import errors
 
-from .posing import Objective, decaying, posed
+from .posing import Objective, decaying, posed, real
 from .steps import AbstractDoubleLoop, neumann, series_scale
 
 
@@ -22,8 +22,8 @@ class StocBiO(AbstractDoubleLoop):
     **Raises:** `InputError` for no terms, or no inner steps.
     """
 
-    scale: Array
-    terms: int = eqx.field(static=True)
+    scale: Array = eqx.field(converter=real, default=0.1)
+    terms: int = eqx.field(static=True, default=10)
 
     def __check_init__(self):
         errors.count("terms", self.terms, 1)

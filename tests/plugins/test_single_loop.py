@@ -1,5 +1,7 @@
 """Single-loop methods: each as a plain NumPy transcription of its paper, and where it leads."""
 
+import importlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,6 +76,22 @@ def test_each_task_of_a_pool_has_a_memory_and_tasks_without_end_are_refused(obje
     assert made(sinusoids(pool=3)).estimator.slots == 3
     with pytest.raises(mb.InputError, match="one memory serves one task, and every draw"):
         mb.fit(made(sinusoids()), sinusoids(), optax.sgd(0.1), **common)
+
+
+METHODS = ["SOBA", "SABA", "StocBiO", "AmIGO", "BSA", "MRBO", "SRBA", "F2SA", "BOME", "PBGD", "BDA", "DARTS", "SAMA"]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_is_a_word_in_solve(name):
+    method = getattr(importlib.import_module(f"metabilevel_single_loop.{name.lower()}"), name)
+    quadratics, start = Quadratics(), jnp.zeros(2)
+    found = mb.solve(
+        quadratics.problem, start, quadratics.task, solver=method(0.05), minibatches=mb.Minibatches(BATCH),
+        key=jax.random.key(0), optimizer=optax.sgd(0.05), steps=30,
+    )  # fmt: skip
+    solution = lambda x: jnp.asarray(quadratics.solution(x), float)
+    value = lambda x: quadratics.problem.objective(x, solution(x), quadratics.task, jax.random.key(0))[0]
+    assert value(found.x) < value(start)
 
 
 def test_soba_finds_the_minimum_without_noise(x64):
