@@ -3,8 +3,8 @@
 G(x, y) = mean over the examples i of a task's inner part of   G_i(x, y),      F likewise over its outer part
 """
 
+import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import equinox as eqx
@@ -172,18 +172,25 @@ def check_means(oracles: Oracles, x: Outer, key: Key) -> None:
     """
     if oracles.minibatches is None:
         return
-    _, y, _ = oracles.problem.begin(x, oracles.task, key)
-    losses: dict[Part, Callable[[Sample], Scalar]] = {
-        "inner": lambda at: oracles.inner_loss(x, y, at),
-        "outer": lambda at: oracles.outer_gradients(x, y, at)[0][0],
-    }
-    for part, loss in losses.items():
-        weights = oracles.weights(part)
-        whole = float(loss(Sample(None, key)))
-        of_block = partial(lambda loss, block: loss(Sample(block, key)), loss)
-        mean = float(weights @ jax.lax.map(of_block, jnp.arange(len(weights))))
-        if not abs(mean - whole) <= 1e-3 * max(abs(whole), abs(mean)) + 1e-6:
+    for part, (whole, mean) in _means(oracles, x, key).items():
+        if math.isfinite(whole) and not abs(mean - whole) <= 1e-3 * max(abs(whole), abs(mean)) + 1e-6:
             raise InputError(
                 f"batch = {oracles.minibatches.size}: the {part} loss is {whole:.4g} of all examples, but {mean:.4g} "
                 "in the mean of its minibatches. A loss that is no mean over examples needs all of them (no batch)."
             )
+
+
+@eqx.filter_jit
+def _means(oracles: Oracles, x: Outer, key: Key) -> dict[str, tuple[Scalar, Scalar]]:
+    """Of both losses at y0: the value of all examples, and the weighted mean over the blocks."""
+    _, y, _ = oracles.problem.begin(x, oracles.task, key)
+
+    def both(part: Part, loss: Callable[[Sample], Scalar]) -> tuple[Scalar, Scalar]:
+        weights = oracles.weights(part)
+        of_blocks = jax.lax.map(lambda block: loss(Sample(block, key)), jnp.arange(len(weights)))
+        return loss(Sample(None, key)), weights @ of_blocks
+
+    return {
+        "inner": both("inner", lambda at: oracles.inner_loss(x, y, at)),
+        "outer": both("outer", lambda at: oracles.outer_gradients(x, y, at)[0][0]),
+    }

@@ -16,6 +16,7 @@ from .errors import InputError, NonFiniteError, count
 from .evaluation import evaluate
 from .info import Info, Result, all_finite, finite_mean
 from .method import Method, in_chunks, scalars
+from .oracles import Oracles, check_means
 from .problem import Key, Outer, Task, canonical, check_problem
 from .progress import track
 from .single_loop import SingleLoop
@@ -171,6 +172,9 @@ def train(
     method = in_chunks(method, task_chunk)
     validated = validation is not None
     now = start(method, tasks, optimizer, key, meta_batch, validated) if state is None else state
+    if state is None and isinstance(method.estimator, SingleLoop):
+        task = tasks.sample(key, "train")
+        check_means(Oracles(method.estimator.problem, task, method.estimator.minibatches), now.x, key)
     begun = time.perf_counter()
     yield now, None
     done, stage = int(now.step), 1

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from single_loops import Quadratics
+from single_loops import Quadratics, family
 
 import metabilevel as mb
 
@@ -171,6 +171,14 @@ def test_solve_refuses_minibatches_of_what_is_no_mean():
     x, task = jnp.ones(2), quadratics.task
     with pytest.raises(mb.InputError, match=r"the inner loss is .* of all examples, but"):
         mb.solve(dataclasses.replace(given, inner_loss=spread), x, task, solver=Follow(), **common)
+    method = mb.Method(
+        dataclasses.replace(given, inner_loss=spread),
+        lambda key: jnp.ones(2),
+        mb.SingleLoop(dataclasses.replace(given, inner_loss=spread), Follow(), mb.Minibatches(4)),
+        mb.GradientDescent(optax.sgd(0.1), 3),
+    )
+    with pytest.raises(mb.InputError, match=r"the inner loss is .* of all examples, but"):
+        mb.fit(method, family(quadratics), optax.sgd(0.1), key=KEY, steps=1, meta_batch=1)
     with pytest.raises(mb.InputError, match="only a single-loop method"):
         mb.solve(given, x, task, solver=mb.GradientDescent(optax.sgd(0.1), 3), **common)
     with pytest.raises(mb.InputError, match="warm_start = False"):
