@@ -18,6 +18,7 @@ from .errors import count
 from .info import Info, all_finite
 from .problem import BilevelProblem, Inner, Key, Outer, Task
 from .solvers import AbstractInnerSolver
+from .tasks import TaskDistribution
 
 
 class AbstractEstimator(eqx.Module):
@@ -32,6 +33,12 @@ class AbstractEstimator(eqx.Module):
     @abc.abstractmethod
     def __call__(self, x: Outer, tasks: Task, carry: PyTree, key: Key) -> tuple[Outer, PyTree, Info]:
         """The direction (shaped like `x`, to be followed downhill), the next carry, and `Info` with a row a task."""
+
+    def check(self, x: Outer, tasks: TaskDistribution, key: Key) -> None:
+        """Looks at values, once before the first step and not compiled, where an estimator must.
+
+        **Raises:** `InputError` for a family, or losses, that it cannot serve.
+        """
 
 
 class Nested(AbstractEstimator):

@@ -14,7 +14,7 @@ from .batching import leading, task_gradient
 from .errors import InputError, count
 from .estimators import AbstractEstimator
 from .info import Info, all_finite, norm
-from .oracles import Minibatches, Oracles, Sample
+from .oracles import Minibatches, Oracles, Sample, check_means
 from .problem import BilevelProblem, Inner, Key, Metrics, Outer, Scalar, Task
 
 
@@ -54,7 +54,8 @@ class SingleLoop(AbstractEstimator):
       must not share a slot, since only the last one's memory is kept. A task whose slot is none of 0 ... slots - 1
       begins anew.
 
-    **Raises:** `InputError` for more tasks than memories, or a batch above a part's examples.
+    **Raises:** `InputError` for more tasks than memories, a batch above a part's examples, and losses that are no
+    means over minibatches.
     """
 
     problem: BilevelProblem
@@ -82,6 +83,14 @@ class SingleLoop(AbstractEstimator):
         memory = jax.eval_shape(self._begin, x, first, key)
         table = jax.tree.map(lambda a: jnp.zeros((self.slots, *a.shape), a.dtype), memory)
         return table, jnp.zeros(self.slots, jnp.int32), jnp.zeros(self.slots, bool)
+
+    def check(self, x, tasks, key):
+        if self.slots == 1 and not tasks.single:
+            raise InputError(
+                "slots = 1: one memory serves one task, and every draw of these is another. Take tasks of a pool of 2 "
+                "or more (--task-option pool=...), each of which has a memory of its own, or a family of a single task."
+            )
+        check_means(Oracles(self.problem, tasks.sample(key, "train"), self.minibatches), x, key)
 
     def __call__(self, x, tasks, carry, key):
         if self.slots == 1:  # without a leading axis, which would have a large memory copied

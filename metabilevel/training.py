@@ -16,10 +16,8 @@ from .errors import InputError, NonFiniteError, count
 from .evaluation import evaluate
 from .info import Info, Result, all_finite, finite_mean
 from .method import Method, in_chunks, scalars
-from .oracles import Oracles, check_means
 from .problem import Key, Outer, Task, canonical, check_problem
 from .progress import track
-from .single_loop import SingleLoop
 from .tasks import TaskDistribution, sample_batch
 
 OnNonfinite: TypeAlias = Literal["raise", "mask"]
@@ -164,17 +162,11 @@ def train(
             count(name, value, 1)
     if patience is not None and validation is None:
         raise InputError(f"patience = {patience}: it needs episodes to judge on (validation).")
-    if isinstance(method.estimator, SingleLoop) and method.estimator.slots == 1 and not tasks.single:
-        raise InputError(
-            "slots = 1: one memory serves one task, and every draw of these is another. Take tasks of a pool of 2 or "
-            "more (--task-option pool=...), each of which has a memory of its own, or a family of a single task."
-        )
     method = in_chunks(method, task_chunk)
     validated = validation is not None
     now = start(method, tasks, optimizer, key, meta_batch, validated) if state is None else state
-    if state is None and isinstance(method.estimator, SingleLoop):
-        task = tasks.sample(key, "train")
-        check_means(Oracles(method.estimator.problem, task, method.estimator.minibatches), now.x, key)
+    if state is None:
+        method.estimator.check(now.x, tasks, key)
     begun = time.perf_counter()
     yield now, None
     done, stage = int(now.step), 1

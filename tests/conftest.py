@@ -10,7 +10,7 @@ import pytest
 from metabilevel.data import data_folder
 
 # XLA optimises little, in the commands that are tested too: nearly all the time of a test is compilation. Without its
-# emitters of fused loops it compiles four times as fast.
+# emitters of fused loops it compiles several times as fast.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
 QUICK = "jax_disable_most_optimizations"
 os.environ.setdefault(QUICK.upper(), "1")
