@@ -10,6 +10,7 @@ from jaxtyping import PyTree
 from ..adjoints import AbstractAdjoint, StopGradient, Unroll, solved
 from ..figures import Curve, Panel
 from ..method import Method
+from ..planning import footprint
 from ..problem import canonical
 from ..solvers import AbstractInnerSolver
 from ..tasks import TaskDistribution
@@ -74,7 +75,7 @@ def _bytes(
     key = jax.eval_shape(lambda: jax.random.key(0))
     task = eqx.filter_eval_shape(tasks.sample, key, split)
     loss = lambda x, task, key: solved(method.problem, solver, adjoint, x, task, key)[0]
-    analysis = jax.jit(jax.grad(loss)).lower(x, task, key).compile().memory_analysis()
-    if analysis is None:
+    planned = footprint(jax.grad(loss), x, task, key)
+    if planned is None:
         raise NotApplicable(f"memory: the compiler for {jax.default_backend()} does not tell what it plans.")
-    return analysis.temp_size_in_bytes
+    return planned.temporaries
