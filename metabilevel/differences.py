@@ -1,0 +1,75 @@
+"""Central differences over a sweep of step sizes: what a derivative is held against."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float
+
+from .batching import map_tasks
+from .problem import Outer
+
+SIZES = 9  # step sizes of a sweep
+
+
+class Differences(NamedTuple):
+    """Along D directions, at S step sizes.
+
+    - `steps` [D, S]: h, from large to small; `table` [D, S]: (f(x + h d) - f(x - h d)) / 2h.
+    - `value` [D]: that of the step size around which it changes least, the plateau; `error` [D]: the change from
+      there to its neighbours, NaN where no three neighbours are finite.
+    """
+
+    steps: np.ndarray
+    table: np.ndarray
+    value: np.ndarray
+    error: np.ndarray
+
+
+def central_differences(
+    fn: Callable[..., Array], x: Outer, directions: Float[Array, "directions n"], *args: Any
+) -> Differences:
+    """Derivatives of the scalar `fn(x, *args)` in x, along vectors of the raveled x.
+
+    The steps move the entry of x that a direction moves most by a tenth of the root mean square of x (of 1 where x is
+    0) at first, and at last by as little as leaves a digit or two beside the rounding of the type of x.
+    """
+    flat, unravel = ravel_pytree(x)
+    size = float(jnp.sqrt(jnp.mean(flat**2))) or 1.0
+    moves = size * np.geomspace(0.1, float(jnp.finfo(flat.dtype).eps) ** 0.6, SIZES)
+    steps = moves / np.abs(np.asarray(directions)).max(1, keepdims=True)
+    values = _values(
+        lambda flat, args: fn(unravel(flat), *args), flat, directions, jnp.asarray(steps, flat.dtype), args
+    )
+    ahead, behind = np.asarray(values, np.float64)
+    table = (ahead - behind) / (2 * steps)
+    change = np.abs(np.diff(table, axis=1))
+    around = np.maximum(change[:, :-1], change[:, 1:])  # of every step size but the first and the last
+    around = np.where(np.isfinite(around), around, np.inf)
+    rows, best = np.arange(len(table)), around.argmin(1)
+    error = around[rows, best]
+    return Differences(steps, table, table[rows, best + 1], np.where(np.isfinite(error), error, np.nan))
+
+
+@eqx.filter_jit
+def _values(fn: Callable[..., Array], flat: Array, directions: Array, steps: Array, args: Any) -> Array:
+    """fn at x + h d and at x - h d, [2, D, S]."""
+    shape = (2, *steps.shape)
+    signed = jnp.stack([steps, -steps]).reshape(-1)
+    which = jnp.broadcast_to(jnp.arange(len(directions))[:, None], shape).reshape(-1)
+    return map_tasks(lambda i, h: fn(flat + h * directions[i], args), which, signed).reshape(shape)
+
+
+def random_directions(flat: Float[Array, " n"], number: int, key: Array) -> Float[Array, "directions n"]:
+    """Uniform on the unit sphere."""
+    drawn = jax.random.normal(key, (number, len(flat)), flat.dtype)
+    return drawn / jnp.linalg.norm(drawn, axis=1, keepdims=True)
+
+
+def coordinate_directions(flat: Float[Array, " n"], which: Any) -> Float[Array, "directions n"]:
+    """Unit vectors of the entries `which`."""
+    return jnp.zeros((len(which), len(flat)), flat.dtype).at[jnp.arange(len(which)), jnp.asarray(which)].set(1)
