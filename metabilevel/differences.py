@@ -38,13 +38,11 @@ def central_differences(
     The steps move the entry of x that a direction moves most by a tenth of the root mean square of x (of 1 where x is
     0) at first, and at last by as little as leaves a digit or two beside the rounding of the type of x.
     """
-    flat, unravel = ravel_pytree(x)
+    flat = ravel_pytree(x)[0]
     size = float(jnp.sqrt(jnp.mean(flat**2))) or 1.0
     moves = size * np.geomspace(0.1, float(jnp.finfo(flat.dtype).eps) ** 0.6, SIZES)
     steps = moves / np.abs(np.asarray(directions)).max(1, keepdims=True)
-    values = _values(
-        lambda flat, args: fn(unravel(flat), *args), flat, directions, jnp.asarray(steps, flat.dtype), args
-    )
+    values = _values(fn, x, directions, jnp.asarray(steps, flat.dtype), args)
     ahead, behind = np.asarray(values, np.float64)
     table = (ahead - behind) / (2 * steps)
     change = np.abs(np.diff(table, axis=1))
@@ -56,12 +54,13 @@ def central_differences(
 
 
 @eqx.filter_jit
-def _values(fn: Callable[..., Array], flat: Array, directions: Array, steps: Array, args: Any) -> Array:
+def _values(fn: Callable[..., Array], x: Outer, directions: Array, steps: Array, args: Any) -> Array:
     """fn at x + h d and at x - h d, [2, D, S]."""
+    flat, unravel = ravel_pytree(x)
     shape = (2, *steps.shape)
     signed = jnp.stack([steps, -steps]).reshape(-1)
     which = jnp.broadcast_to(jnp.arange(len(directions))[:, None], shape).reshape(-1)
-    return map_tasks(lambda i, h: fn(flat + h * directions[i], args), which, signed).reshape(shape)
+    return map_tasks(lambda i, h: fn(unravel(flat + h * directions[i]), *args), which, signed).reshape(shape)
 
 
 def random_directions(flat: Float[Array, " n"], number: int, key: Array) -> Float[Array, "directions n"]:
