@@ -1,0 +1,248 @@
+"""Why a direction is not the derivative that it claims to be: each cause is tried, and believed where the numbers
+bear it out."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..adjoints import AbstractAdjoint, StopGradient, Unroll
+from ..estimators import Nested, WarmStarted
+from ..implicit import Implicit
+from ..linear import GMRES, AbstractInverse, BiCGSTAB, ConjugateGradient, Dense, Identity, Neumann, Nystrom
+from ..problem import Key, Outer
+from ..solvers import AbstractIterativeSolver
+from ..windows import Truncated
+from .claims import Claim, Evidence, differences_of, gradient_of
+from .report import Finding, Series, Verdict
+
+KEYS = 16  # other keys that are tried where numbers are drawn
+SMALL = 1000  # entries of y of which the Hessian is written out
+MOST_STEPS = 20_000  # inner steps, and products of a linear solve, beyond which no more are tried
+ALIKE = 1e-3  # relative distance of two gradients that count for the same
+
+
+def causes(claim: Claim, x: Outer, key: Key, found: Evidence, tolerance: float) -> Iterator[Callable[[], Any]]:
+    """Functions that give a `Finding` or None, the surest first."""
+    adjoint = _adjoint(claim)
+    lookalikes = lambda: _lookalikes(claim, adjoint, x, key, found)
+    declared = isinstance(adjoint, StopGradient) or (isinstance(adjoint, Unroll) and adjoint.first_order)
+    if declared:
+        yield lookalikes
+    yield lambda: _dead_leaves(adjoint, x, found, tolerance)
+    if isinstance(adjoint, Implicit):
+        yield lambda: _of_implicit(claim, adjoint, x, key, found, tolerance)
+    if not declared:
+        yield lookalikes
+    yield lambda: _noise(claim, x, key, found, tolerance)
+    yield lambda: _factor(found)
+
+
+def _adjoint(claim: Claim) -> AbstractAdjoint | None:
+    estimator = claim.estimator
+    return estimator.adjoint if isinstance(estimator, Nested | WarmStarted | Truncated) else None
+
+
+def _with(claim: Claim, **fields: Any) -> Claim:
+    return dataclasses.replace(claim, estimator=dataclasses.replace(claim.estimator, **fields))
+
+
+def _apart(a: np.ndarray, b: np.ndarray) -> float:
+    """Relative distance of a from b."""
+    away, size = float(np.linalg.norm(a - b)), float(np.linalg.norm(b))
+    return away / size if size else (math.inf if away else 0.0)
+
+
+def _dead_leaves(adjoint: AbstractAdjoint | None, x: Outer, found: Evidence, tolerance: float) -> Finding | None:
+    """Leaves of a gradient that is zero where the differences are not, if all else agrees."""
+    paths = jax.tree_util.tree_leaves_with_path(x)
+    parts = np.split(found.gradient, np.cumsum([leaf.size for _, leaf in paths])[:-1])
+    only = 0 if len(paths) == 1 else None
+    leaf_of = [only if leaf is None else leaf for leaf in found.leaves]
+    bad = disagreeing(found, tolerance)
+    wrong = {leaf for leaf, b in zip(leaf_of, bad, strict=True) if b and leaf is not None}
+    if not wrong or any(parts[leaf].any() for leaf in wrong):
+        return None
+    names = ", ".join(f"x{jax.tree_util.keystr(paths[leaf][0])}" for leaf in sorted(wrong))
+    seen = "" if adjoint is None else f" {adjoint.unseen}"
+    reason = f"the hypergradient of {names} is zero, and the outer loss does change with it.{seen}"
+    return Finding(Verdict.DEAD_LEAF, reason)
+
+
+def disagreeing(found: Evidence, tolerance: float) -> np.ndarray:
+    """For each direction, whether slope and difference lie apart by more than `tolerance` and the uncertainty allow."""
+    slopes, differences = found.slopes, found.differences
+    ends: dict[int | None, float] = {}
+    for leaf, slope, difference in zip(found.leaves, slopes, differences.value, strict=True):
+        ends[leaf] = max(ends.get(leaf, 0.0), abs(slope), abs(difference))
+    # a direction may happen to be nearly orthogonal to the gradient: what counts is the gradient's size beside it
+    scale = np.array([ends[leaf] for leaf in found.leaves])
+    rounding = np.sqrt(np.finfo(np.asarray(found.directions).dtype).eps) * max(ends.values())
+    return np.abs(slopes - differences.value) > tolerance * scale + 3 * differences.error + rounding
+
+
+def _of_implicit(
+    claim: Claim, adjoint: Implicit, x: Outer, key: Key, found: Evidence, tolerance: float
+) -> Finding | None:
+    """A truncated linear solve where an exact one agrees; an inner solve that stopped early where a longer one does."""
+    exact = _exact(claim, adjoint, x, key)
+    better = _with(claim, adjoint=dataclasses.replace(adjoint, inverse=exact, precondition=None))
+    gradient = gradient_of(better, x, key)
+    if found.error(np.asarray(found.directions) @ gradient) <= 10 * tolerance:
+        away = _apart(found.gradient, gradient)
+        series, enough = _terms(claim, adjoint, gradient, x, key, tolerance)
+        reason = f"{adjoint.inverse} leaves a relative error of {away:.2g}; an exact linear solve agrees."
+        if series is not None:
+            last = series.errors[-1]
+            reason += f" {enough} {series.of} would do." if enough else f" {series.numbers[-1]} leave {last:.2g}."
+            if not last <= series.errors[0]:
+                reason += " More of them make it worse: the series diverges. Lower its scale, or leave it out."
+        return Finding(Verdict.TRUNCATED, reason, series)
+    solver = claim.estimator.solver  # pyright: ignore[reportAttributeAccessIssue]
+    return _longer(better, solver, x, key, found, tolerance) if isinstance(solver, AbstractIterativeSolver) else None
+
+
+def _exact(claim: Claim, adjoint: Implicit, x: Outer, key: Key) -> AbstractInverse:
+    estimator: Any = claim.estimator
+    task = jax.tree.map(lambda a: a[0], claim.tasks)
+    y = eqx.filter_eval_shape(estimator.problem.begin, x, task, key)[1]
+    n = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(y))
+    if n <= SMALL:
+        return Dense()
+    return ConjugateGradient(min(n, 500)) if estimator.solver.symmetric else GMRES(200)
+
+
+def _longer(
+    claim: Claim,
+    solver: AbstractIterativeSolver,
+    x: Outer,
+    key: Key,
+    found: Evidence,
+    tolerance: float,
+) -> Finding | None:
+    """More inner steps, four times as many at each trial, until the hypergradient and the differences agree."""
+    numbers, errors, steps = [solver.steps], [found.error()], max(1, solver.steps)
+    while steps <= MOST_STEPS // 4:
+        steps *= 4
+        longer = _with(claim, solver=dataclasses.replace(solver, steps=steps))
+        slopes = np.asarray(found.directions) @ gradient_of(longer, x, key)
+        differences = differences_of(longer, x, found.directions, key)
+        numbers.append(steps)
+        errors.append(dataclasses.replace(found, differences=differences).error(slopes))
+        if errors[-1] <= tolerance:
+            reason = (
+                f"after {solver.steps} inner steps y is not where the implicit function theorem holds: the error of "
+                f"{errors[0]:.2g} is gone after {steps}. Take about that many, or differentiate the steps (Unroll)."
+            )
+            return Finding(Verdict.NOT_CONVERGED, reason, Series("inner steps", numbers, errors))
+        if not math.isfinite(errors[-1]):
+            return None
+    if errors[-1] < 0.3 * errors[0]:
+        reason = (
+            f"after {solver.steps} inner steps y is not where the implicit function theorem holds: an error of "
+            f"{errors[0]:.2g}, and still {errors[-1]:.2g} after {steps}. Take a faster inner solver, or differentiate "
+            "the steps (Unroll)."
+        )
+        return Finding(Verdict.NOT_CONVERGED, reason, Series("inner steps", numbers, errors))
+    return None
+
+
+def _terms(
+    claim: Claim, adjoint: Implicit, exact: np.ndarray, x: Outer, key: Key, tolerance: float
+) -> tuple[Series | None, int | None]:
+    """The error by the number of terms, and the first number that is enough."""
+    make: Callable[[int], AbstractInverse]
+    match adjoint.inverse:
+        case Neumann(terms=given, scale=scale):
+            of, make = "terms", lambda n: Neumann(n, scale)
+        case Identity():
+            of, given, make = "terms of Neumann", 0, lambda n: Neumann(n)
+        case ConjugateGradient(steps=given):
+            inverse = adjoint.inverse
+            of, make = "conjugate gradients", lambda n: dataclasses.replace(inverse, steps=n)
+        case GMRES(steps=given):
+            of, make = "iterations of GMRES", GMRES
+        case BiCGSTAB(steps=given):
+            of, make = "iterations of BiCGSTAB", BiCGSTAB
+        case Nystrom(rank=given, damping=damping):
+            of, make = "ranks", lambda n: Nystrom(n, damping)
+        case _:
+            return None, None
+    numbers, errors, n = [], [], max(1, given)
+    while n <= MOST_STEPS and len(numbers) < 6:
+        changed = _with(claim, adjoint=dataclasses.replace(adjoint, inverse=make(n)))
+        numbers.append(n)
+        errors.append(_apart(gradient_of(changed, x, key), exact))
+        if errors[-1] <= tolerance or not math.isfinite(errors[-1]):
+            break
+        if len(errors) > 1 and errors[-1] > 0.99 * errors[-2]:
+            break  # more of them do not help, as where the system is damped
+        n *= 4
+    return Series(of, numbers, errors), numbers[-1] if errors[-1] <= tolerance else None
+
+
+def _lookalikes(claim: Claim, adjoint: AbstractAdjoint | None, x: Outer, key: Key, found: Evidence) -> Finding | None:
+    """The gradients that are known to leave something out, where this one is the same."""
+    estimator: Any = claim.estimator
+    if isinstance(estimator, Nested | WarmStarted | Truncated):
+        first = _with(claim, adjoint=Unroll(first_order=True))
+        solve = None if isinstance(estimator, Truncated) else _with(claim, adjoint=StopGradient())
+    elif claim.solved is not None:
+        problem, solver = claim.solved.problem, claim.solved.solver
+        first = dataclasses.replace(claim, estimator=Nested(problem, solver, Unroll(first_order=True)), solved=None)
+        solve = dataclasses.replace(claim, estimator=Nested(problem, solver, StopGradient()), solved=None)
+    else:
+        return None
+    size = f"a relative error of {found.error():.2g}"
+    if _apart(found.gradient, gradient_of(first, x, key)) <= ALIKE:
+        if isinstance(adjoint, Unroll) and adjoint.first_order:
+            why = "first_order=True leaves the inner Hessians out"
+        else:
+            why = "it is that of Unroll(first_order=True): a gradient within the inner solve is taken for a constant"
+        return Finding(Verdict.FIRST_ORDER, f"{why}, {size}.")
+    if solve is None or _apart(found.gradient, gradient_of(solve, x, key)) > ALIKE:
+        return None
+    if isinstance(adjoint, StopGradient):
+        why = "StopGradient() leaves dy/dx out"
+    else:
+        why = "it is the direct term dF/dx alone: y is taken for a constant"
+    return Finding(Verdict.STOPPED, f"{why}, {size}.")
+
+
+def _noise(claim: Claim, x: Outer, key: Key, found: Evidence, tolerance: float) -> Finding | None:
+    """Slopes that scatter from key to key about the differences' mean over the same keys."""
+    over = np.array([leaf is None for leaf in found.leaves])
+    directions = found.directions[jnp.asarray(over)]
+    slopes, differences = [], []
+    for k in jax.random.split(key, KEYS):
+        slopes.append(np.asarray(directions) @ gradient_of(claim, x, k))
+        differences.append(differences_of(claim, x, directions, k).value)
+    apart = np.asarray(slopes) - np.asarray(differences)
+    scatter = apart.std(0, ddof=1)
+    size = np.sqrt(np.mean(np.square(differences)))
+    if not np.isfinite(apart).all() or np.sqrt(np.mean(scatter**2)) < tolerance * size:
+        return None
+    if (np.abs(apart.mean(0)) > 4 * scatter / np.sqrt(KEYS)).any():
+        return None
+    relative = np.sqrt(np.mean(scatter**2)) / size
+    return Finding(
+        Verdict.NOISE,
+        f"from key to key it scatters by {relative:.2g} of its size about the differences, whose mean over {KEYS} keys "
+        "it meets: another key is drawn from than for the loss, or it is a random estimate.",
+    )
+
+
+def _factor(found: Evidence) -> Finding | None:
+    """The same direction with another length, or turned round."""
+    slopes, differences = found.slopes, found.differences.value
+    c = float(slopes @ differences / (differences @ differences))
+    if not np.isfinite(c) or np.linalg.norm(slopes - c * differences) > 0.02 * np.linalg.norm(slopes) or c == 0:
+        return None
+    if c < 0:
+        return Finding(Verdict.SIGN, f"it is {c:.4g} times what the differences say: it points uphill.")
+    return Finding(Verdict.SCALE, f"it is {c:.4g} times what the differences say.")

@@ -1,0 +1,165 @@
+"""What is checked: a direction, and the function that it claims to be the derivative of."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, PyTree
+
+from ..batching import leading
+from ..differences import (
+    Differences,
+    central_differences,
+    coordinate_directions,
+    random_directions,
+)
+from ..estimators import AbstractEstimator
+from ..method import Method
+from ..precision import doubled, draws
+from ..problem import BilevelProblem, Key, Outer, Scalar, Task
+
+RANDOM, LEAVES, COORDINATES = 4, 6, 3  # directions, at most
+SETTLING = 2000  # steps after which the memory of a single-loop method is taken to have come to rest
+
+
+class Claim(eqx.Module):
+    """`estimator` on a batch of tasks.
+
+    Its direction, where it begins, is held against the loss that it reports. An estimator whose inner variable only
+    follows x is held, come to rest at x, against the loss of `solved`, a method that solves.
+    """
+
+    estimator: AbstractEstimator
+    tasks: Task
+    solved: Method | None = None
+
+    def begin(self, x: Outer, key: Key) -> PyTree:
+        """The carry at x, which is a constant to the derivative."""
+        carry = self.estimator.init(x, self.tasks, key)
+        if self.solved is None:
+            return carry
+        step = lambda carry, k: (self.estimator(x, self.tasks, carry, k)[1], None)
+        return jax.lax.scan(step, carry, jax.random.split(key, SETTLING))[0]
+
+    def direction(self, x: Outer, carry: PyTree, key: Key) -> Float[Array, " n"]:
+        """Raveled; NaN where it is not finite on some task."""
+        found, _, info = self.estimator(x, self.tasks, carry, key)
+        flat = ravel_pytree(found)[0]
+        return jnp.where(info.finite.all(), flat, jnp.nan)  # a task that is left out is not to be hidden
+
+    def both(self, x: Outer, key: Key) -> tuple[PyTree, Scalar]:
+        """All that is computed of it, in one."""
+        carry = self.begin(x, key)
+        return self.direction(x, carry, key), self.value(x, carry, key)
+
+    def value(self, x: Outer, carry: PyTree, key: Key) -> Scalar:
+        """Mean over the tasks."""
+        if (solved := self.solved) is not None:
+            keys = jax.random.split(key, leading(self.tasks))
+            return jax.vmap(lambda task, k: solved.test(x, task, k)["loss"])(self.tasks, keys).mean()
+        return self.estimator(x, self.tasks, carry, key)[2].loss.mean()
+
+
+class Evidence(eqx.Module):
+    """Slopes of a direction g along D directions d, <g, d>, beside the central differences of what it claims."""
+
+    names: tuple[str, ...]
+    leaves: tuple[int | None, ...]  # the leaf of x that a direction moves, None for all of them
+    directions: Float[Array, "directions n"]
+    gradient: np.ndarray
+    differences: Differences
+    value: float
+    draws: bool  # whether random numbers have a part in it
+
+    @property
+    def slopes(self) -> np.ndarray:
+        return np.asarray(self.directions, np.float64) @ self.gradient
+
+    def error(self, slopes: np.ndarray | None = None) -> float:
+        """Of slopes (of the gradient's own if None), relative, over the directions that move all of x."""
+        slopes = self.slopes if slopes is None else slopes
+        over = np.array([leaf is None for leaf in self.leaves])
+        rms = lambda a: float(np.sqrt(np.mean(a[over] ** 2)))
+        away, size = rms(slopes - self.differences.value), rms(self.differences.value)
+        return away / size if size else (0.0 if away == 0 else np.inf)
+
+
+@eqx.filter_jit
+def _begin(claim: Claim, x: Outer, key: Key) -> PyTree:
+    return claim.begin(x, key)
+
+
+@eqx.filter_jit
+def _direction(claim: Claim, x: Outer, carry: PyTree, key: Key) -> Float[Array, " n"]:
+    return claim.direction(x, carry, key)
+
+
+def _value(x: Outer, claim: Claim, carry: PyTree, key: Key) -> Scalar:
+    return claim.value(x, carry, key)
+
+
+def gradient_of(claim: Claim, x: Outer, key: Key) -> np.ndarray:
+    """The direction, raveled."""
+    return np.asarray(_direction(claim, x, _begin(claim, x, key), key), np.float64)
+
+
+def differences_of(claim: Claim, x: Outer, directions: Array, key: Key) -> Differences:
+    """Those of the loss, from the same carry."""
+    return central_differences(_value, x, directions, claim, _begin(claim, x, key), key)
+
+
+def gather(claim: Claim, x: Outer, key: Key) -> Evidence:
+    """Slopes and differences in random directions, in a random direction of each leaf, and along coordinates."""
+    gradient = gradient_of(claim, x, key)
+    names, leaves, directions = directions_of(x, gradient, key)
+    given = claim, _begin(claim, x, key), key
+    value, differences = float(eqx.filter_jit(_value)(x, *given)), differences_of(claim, x, directions, key)
+    return Evidence(names, leaves, directions, gradient, differences, value, draws(_value, x, *given))
+
+
+def directions_of(
+    x: Outer, gradient: np.ndarray, key: Key
+) -> tuple[tuple[str, ...], tuple[int | None, ...], Float[Array, "directions n"]]:
+    """Names, leaves and vectors: random ones, one of each leaf (of the first ones where there are many), and the
+    coordinates where the gradient is largest, with one that is drawn."""
+    flat = ravel_pytree(x)[0]
+    k_random, k_leaf, k_entry = jax.random.split(key, 3)
+    found = [random_directions(flat, RANDOM, k_random)]
+    names = [f"random {i + 1}" for i in range(RANDOM)]
+    leaves: list[int | None] = [None] * RANDOM
+    paths = [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(x)]
+    ends = np.cumsum([leaf.size for _, leaf in paths])
+    where = np.arange(len(flat))
+    if len(paths) > 1:
+        for i, (name, leaf) in list(enumerate(paths))[:LEAVES]:
+            inside = jnp.asarray((where >= ends[i] - leaf.size) & (where < ends[i]))
+            drawn = random_directions(flat, 1, jax.random.fold_in(k_leaf, i)) * inside
+            if leaf.size:
+                found.append(drawn / jnp.linalg.norm(drawn))
+                names.append(f"x{name}")
+                leaves.append(i)
+    if len(flat) > 1:
+        largest = np.argsort(-np.abs(np.nan_to_num(gradient)), kind="stable")[: COORDINATES - 1]
+        entries = dict.fromkeys([*map(int, largest), int(jax.random.randint(k_entry, (), 0, len(flat)))])
+        found.append(coordinate_directions(flat, list(entries)))
+        for entry in entries:
+            i = int(np.searchsorted(ends, entry, side="right"))
+            name, leaf = paths[i]
+            index = np.unravel_index(entry - (ends[i] - leaf.size), leaf.shape)
+            names.append(f"x{name}{''.join(f'[{int(j)}]' for j in index)}")
+            leaves.append(i)
+    return tuple(names), tuple(leaves), jnp.concatenate(found)
+
+
+def batch_of_one(problem: BilevelProblem, task: Task) -> tuple[BilevelProblem, Task]:
+    """The same problem on a batch of tasks, and the batch that holds `task` alone, whatever a task is made of."""
+    arrays, static = eqx.partition(task, lambda a: isinstance(a, jax.Array | np.ndarray))
+    whole = lambda t: eqx.combine(t[0], static)
+    on = lambda fn: lambda *args: fn(*args[:-2], whole(args[-2]), args[-1])
+    # a start in single precision would make single what is to be looked at in double
+    start = lambda *args: (
+        doubled(on(problem.init)(*args)) if jax.config.read("jax_enable_x64") else on(problem.init)(*args)
+    )
+    posed = BilevelProblem(start, on(problem.inner_loss), on(problem.outer_loss), on(problem.prepare))
+    return posed, jax.tree.map(lambda a: jnp.asarray(a)[None], (arrays, jnp.zeros(())))
