@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from .errors import InputError, kind
+from .errors import InputError, count, kind
 from .info import Certificate, Reached, Result, all_finite, norm
 from .problem import BilevelProblem, Inner, Key, Metrics, Outer, Scalar, Task
 from .solvers import AbstractInnerSolver, Scan, inner_gradient
@@ -72,13 +72,17 @@ class Unroll(AbstractAdjoint):
       directional derivative of (dG/dx, dG/dy) along u in y, by the symmetry of the Hessian, in place of reverse mode
       through reverse mode (Kemaev et al. 2025, arXiv:2505.00793). The same gradient in less memory. Data that
       reaches the inner loss through the task is a constant to it; forward mode is not defined.
+    - `window`: only the last that many steps are differentiated, and y before them is a constant (Shaban et al. 2019,
+      arXiv:1810.10667): time and memory of few steps, and a gradient without what came before. None: all.
     """
 
     first_order: bool = eqx.field(static=True, default=False)
     checkpoint: Literal["step", "sqrt"] | int | None = eqx.field(static=True, default=None)
     mixed_mode: bool = eqx.field(static=True, default=False)
+    window: int | None = eqx.field(static=True, default=None)
     unseen: ClassVar[str] = (
-        "Neither the inner solve nor the outer loss depends on it: leave it out, or look for a mistake in them."
+        "Neither the outer loss nor the inner solve (its window, where it has one) depends on it: leave it out, or look "
+        "for a mistake in them."
     )
 
     def __check_init__(self):
@@ -87,10 +91,15 @@ class Unroll(AbstractAdjoint):
         )
         if not allowed:
             raise InputError(f"checkpoint = {self.checkpoint!r}: None, 'step', 'sqrt' or a positive integer is wanted.")
+        if self.window is not None:
+            count("window", self.window, 1)
 
     def __call__(self, problem, solver, x, y0, task, key):
         grad = self._grad if self.first_order or self.mixed_mode else inner_gradient
-        return solver.solve(problem, x, y0, task, key, grad, _checkpointed(self.checkpoint))
+        scan = _checkpointed(self.checkpoint)
+        if self.window is not None:
+            scan = _truncated(self.window, scan)
+        return solver.solve(problem, x, y0, task, key, grad, scan)
 
     def hypergradient(self, problem, solver, x, task, key, begin=lambda y0: y0):
         return backpropagated(self, problem, solver, x, task, key, begin)
@@ -225,3 +234,18 @@ def _checkpointed(checkpoint: Literal["step", "sqrt"] | int | None) -> Scan:
         return carry, jax.tree.map(flat, head, tail)
 
     return scan
+
+
+def _truncated(window: int, scan: Scan) -> Scan:
+    """`scan`, of whose steps all but the last `window` are constants."""
+
+    def last(body: Callable, init: Any, xs: Any) -> tuple[Any, Any]:
+        split = max(0, len(jax.tree.leaves(xs)[0]) - window)
+        early, late = jax.tree.map(lambda a: a[:split], xs), jax.tree.map(lambda a: a[split:], xs)
+        step, closed = jax.closure_convert(body, init, jax.tree.map(lambda a: a[0], xs))
+        closed, init = jax.lax.stop_gradient((closed, init)) if split else (closed, init)
+        carry, head = jax.lax.scan(lambda carry, each: step(carry, each, *closed), init, early)
+        carry, tail = scan(body, carry, late)
+        return carry, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), head, tail)
+
+    return last

@@ -387,3 +387,29 @@ def test_runs_restored_from_a_checkpoint_go_on_bit_for_bit(tmp_path, key):
     assert files[0] == files[1]
     assert half.carry.done.tolist() == [4, 4]
     assert ends["whole"].carry.done.tolist() == [2, 2]
+
+
+@pytest.mark.parametrize("window", [1, 4, HORIZON])
+@pytest.mark.parametrize("checkpoint", [None, "sqrt"])
+def test_a_window_of_an_unroll_takes_what_comes_before_for_a_constant(window, checkpoint, x64):
+    x, task, key = variable(), tasks()[0], jax.random.key(3)
+
+    def loss(x):
+        z, y0, k_solve = PROBLEM.begin(x, task, key)
+        k_inner, k_outer = jax.random.split(k_solve)
+        before, start = HORIZON - window, (y0, SOLVER.init(z, y0))
+        if before:
+            at, start = jax.lax.stop_gradient((z, start))
+            start, _ = SOLVER.path(PROBLEM, at, start, task, k_inner, length=before)
+        (y, _), _ = SOLVER.path(PROBLEM, z, start, task, k_inner, start=before, length=window)
+        return PROBLEM.objective(z, y, task, k_outer)[0]
+
+    adjoint = mb.Unroll(window=window, checkpoint=checkpoint)
+    assert_close(adjoint.hypergradient(PROBLEM, SOLVER, x, task, key)[1], jax.grad(loss)(x), 1e-12)
+    if window == HORIZON:
+        assert_close(mb.Unroll(window=99).hypergradient(PROBLEM, SOLVER, x, task, key)[1], jax.grad(loss)(x), 1e-12)
+
+
+def test_a_window_of_no_steps_is_refused():
+    with pytest.raises(mb.InputError, match="window = 0"):
+        mb.Unroll(window=0)
