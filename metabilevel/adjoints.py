@@ -13,7 +13,9 @@ from jax.flatten_util import ravel_pytree
 from .errors import InputError, count, kind
 from .info import Certificate, Reached, Result, all_finite, norm
 from .problem import BilevelProblem, Inner, Key, Metrics, Outer, Scalar, Task
-from .solvers import AbstractInnerSolver, Scan, inner_gradient
+from .solvers import AbstractInnerSolver, GradientDescent, Scan, inner_gradient
+
+RECTIFIED = 8  # steps after which RAdam, the last to do so, has divided by a second moment
 
 
 class AbstractAdjoint(eqx.Module):
@@ -143,6 +145,33 @@ def check_parts(problem: object, solver: object, adjoint: object) -> None:
     ):
         if not isinstance(part, wanted):
             raise InputError(f"{name} is {kind(part)}: an instance such as {example} is wanted.")
+
+
+def zero_gradient_remedy(
+    problem: BilevelProblem, solver: AbstractInnerSolver, adjoint: AbstractAdjoint, x: Outer, task: Task, key: Key
+) -> str:
+    """What to do about an inner optimizer through which `adjoint` differentiates, and which has no derivative where an
+    inner gradient is exactly zero: the root of Adam's second moment, a global norm. Empty for all others."""
+    through = isinstance(adjoint, ForwardMode) or (isinstance(adjoint, Unroll) and not adjoint.first_order)
+    if not (through and isinstance(solver, GradientDescent)):
+        return ""
+    like = eqx.filter_eval_shape(problem.begin, x, task, key)[1]
+    zero, one = (jax.tree.map(lambda a, fill=fill: fill(a.shape, a.dtype), like) for fill in (jnp.zeros, jnp.ones))
+
+    @eqx.filter_jit
+    def moved(g: Inner) -> Inner:
+        def step(state: Any, _: None) -> Any:
+            updates, state = solver.transformation.update(g, state, zero)
+            return state, updates
+
+        return jax.lax.scan(step, solver.transformation.init(zero), length=RECTIFIED)[1]
+
+    if all_finite(jax.jvp(moved, (zero,), (one,))[1]):
+        return ""
+    return (
+        " The inner optimizer has no derivative where an inner gradient is exactly zero, as that of a dead unit is: "
+        "give it eps_root=1e-8, as in optax.adam(1e-3, eps_root=1e-8), or clip by value (optax.clip), not a norm."
+    )
 
 
 def solved(

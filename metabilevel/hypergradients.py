@@ -3,6 +3,7 @@
 import dataclasses
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -13,7 +14,7 @@ import optax
 from jax.interpreters.partial_eval import dce_jaxpr
 from jaxtyping import PyTree
 
-from .adjoints import AbstractAdjoint, Unroll, check_parts, solved
+from .adjoints import AbstractAdjoint, Unroll, check_parts, solved, zero_gradient_remedy
 from .errors import ComputationError, HypergradientWarning, InputError, count, kind
 from .estimators import Nested, WarmStarted, warmed
 from .info import Certificate, Info, Result, all_finite, norm
@@ -61,7 +62,7 @@ def hypergradient(
     check_problem(problem, x, task, key)
     check_influence(problem, solver, adjoint, x, task, key, strict)
     value, gradient, info = _hypergradient(problem, solver, adjoint, x, task, key, restarts)
-    judge(info.certificate, strict)
+    judge(info.certificate, strict, partial(zero_gradient_remedy, problem, solver, adjoint, x, task, key))
     return value, gradient, info
 
 
@@ -134,8 +135,10 @@ _REMEDIES = (
 )
 
 
-def judge(certificate: Certificate, strict: bool) -> None:
+def judge(certificate: Certificate, strict: bool, advice: Callable[[], str] = str) -> None:
     """Says in words what a certificate, or an array of them, holds against its hypergradient.
+
+    `advice()` is what else to do about one that is not finite.
 
     **Warns:** `HypergradientWarning`; **raises** `ComputationError` where `strict`.
     """
@@ -149,6 +152,7 @@ def judge(certificate: Certificate, strict: bool) -> None:
             numbers.append(f"about {last(certificate.distance):.2g} |y| from a solution")
             numbers.append(f"relative linear residual {last(certificate.linear_residual):.2g}")
         often = f" ({bad.sum()} of {bad.size} hypergradients; the last: " if bad.size > 1 else " ("
+        remedy += advice() if result == Result.nonfinite else ""
         _complain(f"{Result[result]}{often}{', '.join(numbers)}). {remedy}", ComputationError if strict else None)
 
 
@@ -206,6 +210,7 @@ def solve(
     """
     count("steps", steps, 0)
     single = isinstance(solver, AbstractSingleLoop)
+    advice: Callable[[], str] = str
     if not single:
         check_parts(problem, solver, adjoint)
     if single and not warm_start:
@@ -225,8 +230,9 @@ def solve(
         x, inner, info, certificate = _walk(problem, solver, minibatches, optimizer, x0, task, key, steps)
     else:
         check_influence(problem, solver, adjoint, x0, task, key, strict)
+        advice = partial(zero_gradient_remedy, problem, solver, adjoint, x0, task, key)
         x, inner, info, certificate = _solve(problem, solver, adjoint, optimizer, x0, task, key, steps, warm_start)
-    judge(jax.tree.map(lambda a, b: jnp.append(a, b), info.certificate, certificate), strict)
+    judge(jax.tree.map(lambda a, b: jnp.append(a, b), info.certificate, certificate), strict, advice)
     columns = {"loss": info.loss, **info.metrics, "inner_residual": info.certificate.inner_residual}
     if info.certificate.linear_residual is not None:
         columns["linear_residual"] = info.certificate.linear_residual

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -12,13 +12,16 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
+from .adjoints import zero_gradient_remedy
 from .errors import InputError, NonFiniteError, count
+from .estimators import Nested, WarmStarted
 from .evaluation import evaluate
 from .info import Info, Result, all_finite, finite_mean
 from .method import Method, in_chunks, scalars
 from .problem import Key, Outer, Task, canonical, check_problem
 from .progress import track
 from .tasks import TaskDistribution, sample_batch
+from .windows import Truncated
 
 OnNonfinite: TypeAlias = Literal["raise", "mask"]
 Row: TypeAlias = dict[str, float | int]
@@ -175,7 +178,7 @@ def train(
         stop = min(report, done + stage)
         before, tick = now, time.perf_counter()
         now, finite = _loop(method, tasks, optimizer, meta_batch, now, key, jnp.asarray(stop, now.step.dtype))
-        _check(before, now, bool(finite), on_nonfinite)
+        _check(before, now, bool(finite), on_nonfinite, partial(_advice, method, tasks, now.x, key))
         seconds = time.perf_counter() - tick
         stage = max(1, int((stop - done) * min(4.0, CHUNK_SECONDS / seconds)))
         done, row = stop, None
@@ -290,7 +293,16 @@ def _add(w: Window, info: Info, step: Array) -> Window:
     )
 
 
-def _check(before: TrainState, after: TrainState, finite: bool, policy: str) -> None:
+def _advice(method: Method, tasks: TaskDistribution, x: Outer, key: Key) -> str:
+    """What to do about an inner optimizer without a derivative at a zero gradient; empty for all others."""
+    estimator = method.estimator
+    if not isinstance(estimator, Nested | WarmStarted | Truncated):
+        return ""
+    task = eqx.filter_eval_shape(tasks.sample, key, "train")
+    return zero_gradient_remedy(estimator.problem, estimator.solver, estimator.adjoint, x, task, key)
+
+
+def _check(before: TrainState, after: TrainState, finite: bool, policy: str, advice: Callable[[], str]) -> None:
     w, remedy = after.window, "Lower the inner or the outer learning rate"
     if int(w.first_empty) == 0:
         remedy = (
@@ -299,12 +311,13 @@ def _check(before: TrainState, after: TrainState, finite: bool, policy: str) -> 
         remedy += "inner learning rate"
     if int(w.first_empty) >= 0:
         raise NonFiniteError(
-            f"step {int(w.first_empty)}: no task of the batch has a finite loss and gradient. {remedy}.", before
+            f"step {int(w.first_empty)}: no task of the batch has a finite loss and gradient. {remedy}.{advice()}",
+            before,
         )
     if policy == "raise" and int(w.first_failed) >= 0:
         raise NonFiniteError(
             f"step {int(w.first_failed)}: a task's loss or gradient is not finite ({int(w.failed)} tasks up to step "
-            f"{int(after.step)}). {remedy}, or leave such tasks out (on_nonfinite='mask').",
+            f"{int(after.step)}). {remedy}, or leave such tasks out (on_nonfinite='mask').{advice()}",
             before,
         )
     if not finite:

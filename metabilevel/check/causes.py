@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..adjoints import AbstractAdjoint, StopGradient, Unroll
+from ..adjoints import AbstractAdjoint, StopGradient, Unroll, zero_gradient_remedy
 from ..estimators import Nested, WarmStarted
 from ..implicit import Implicit
 from ..linear import GMRES, AbstractInverse, BiCGSTAB, ConjugateGradient, Dense, Identity, Neumann, Nystrom
@@ -46,6 +46,15 @@ def causes(claim: Claim, x: Outer, key: Key, found: Evidence, tolerance: float) 
 def _adjoint(claim: Claim) -> AbstractAdjoint | None:
     estimator = claim.estimator
     return estimator.adjoint if isinstance(estimator, Nested | WarmStarted | Truncated) else None
+
+
+def remedy(claim: Claim, x: Outer, key: Key) -> str:
+    """What to do about an inner optimizer without a derivative at a zero gradient; empty for all others."""
+    if (adjoint := _adjoint(claim)) is None:
+        return ""
+    estimator: Any = claim.estimator
+    task = jax.tree.map(lambda a: a[0], claim.tasks)
+    return zero_gradient_remedy(estimator.problem, estimator.solver, adjoint, x, task, key)
 
 
 def _with(claim: Claim, **fields: Any) -> Claim:
@@ -190,28 +199,25 @@ def _lookalikes(claim: Claim, adjoint: AbstractAdjoint | None, x: Outer, key: Ke
     """The gradients that are known to leave something out, where this one is the same."""
     estimator: Any = claim.estimator
     if isinstance(estimator, Nested | WarmStarted | Truncated):
-        first = _with(claim, adjoint=Unroll(first_order=True))
-        solve = None if isinstance(estimator, Truncated) else _with(claim, adjoint=StopGradient())
+        with_adjoint = lambda other: _with(claim, adjoint=other)
     elif claim.solved is not None:
         problem, solver = claim.solved.problem, claim.solved.solver
-        first = dataclasses.replace(claim, estimator=Nested(problem, solver, Unroll(first_order=True)), solved=None)
-        solve = dataclasses.replace(claim, estimator=Nested(problem, solver, StopGradient()), solved=None)
+        with_adjoint = lambda other: dataclasses.replace(claim, estimator=Nested(problem, solver, other), solved=None)
     else:
         return None
+    same = lambda other: _apart(found.gradient, gradient_of(with_adjoint(other), x, key)) <= ALIKE
     size = f"a relative error of {found.error():.2g}"
-    if _apart(found.gradient, gradient_of(first, x, key)) <= ALIKE:
-        if isinstance(adjoint, Unroll) and adjoint.first_order:
-            why = "first_order=True leaves the inner Hessians out"
-        else:
-            why = "it is that of Unroll(first_order=True): a gradient within the inner solve is taken for a constant"
-        return Finding(Verdict.FIRST_ORDER, f"{why}, {size}.")
-    if solve is None or _apart(found.gradient, gradient_of(solve, x, key)) > ALIKE:
-        return None
     if isinstance(adjoint, StopGradient):
-        why = "StopGradient() leaves dy/dx out"
-    else:
+        return Finding(Verdict.STOPPED, f"StopGradient() leaves dy/dx out, {size}.")
+    if isinstance(adjoint, Unroll) and adjoint.first_order:
+        return Finding(Verdict.FIRST_ORDER, f"first_order=True leaves the inner Hessians out, {size}.")
+    if same(Unroll(first_order=True)):
+        why = "it is that of Unroll(first_order=True): a gradient within the inner solve is taken for a constant"
+        return Finding(Verdict.FIRST_ORDER, f"{why}, {size}.")
+    if not isinstance(estimator, Truncated) and same(StopGradient()):
         why = "it is the direct term dF/dx alone: y is taken for a constant"
-    return Finding(Verdict.STOPPED, f"{why}, {size}.")
+        return Finding(Verdict.STOPPED, f"{why}, {size}.")
+    return None
 
 
 def _noise(claim: Claim, x: Outer, key: Key, found: Evidence, tolerance: float) -> Finding | None:
