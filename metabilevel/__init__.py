@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from . import conformance as conformance
     from .adjoints import AbstractAdjoint as AbstractAdjoint
     from .adjoints import ForwardMode as ForwardMode
     from .adjoints import StopGradient as StopGradient
@@ -140,10 +141,12 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> object:
+    if name == "conformance":
+        return importlib.import_module(".conformance", __name__)
     if name not in _MODULE:
         raise AttributeError(f"module 'metabilevel' has no attribute {name!r}")
     return getattr(importlib.import_module(f".{_MODULE[name]}", __name__), name)
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+    return [*__all__, "__version__", "conformance"]

@@ -1,0 +1,156 @@
+"""A method on one family of tasks: what the checks look at, computed once."""
+
+import inspect
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+from jaxtyping import PyTree
+
+from ..errors import InputError
+from ..info import Info
+from ..method import Method
+from ..problem import Key, Outer, Task, canonical, check_problem
+from ..tasks import TaskDistribution, sample_batch
+from .families import FAMILIES, Family
+from .outcome import Nonconformity, NotApplicable
+
+Factory = Callable[..., Method]
+
+
+class Point(NamedTuple):
+    """The arguments of an estimator."""
+
+    x: Outer
+    tasks: Task
+    carry: PyTree
+    key: Key
+
+
+class Found(NamedTuple):
+    """What an estimator gives."""
+
+    direction: Outer
+    carry: PyTree
+    info: Info
+
+
+class Bench:
+    """`factory`'s method on `family` with batches of `size` tasks, in single or double precision."""
+
+    def __init__(self, factory: Factory, family: Family, size: int, double: bool):
+        self.factory, self.family, self.size, self.double = factory, family, size, double
+        self.traces = 0
+        self._started: dict[int, Point] = {}
+        self._found: dict[int, Found] = {}
+        with self.precision():
+            self.tasks: TaskDistribution = family()
+            self.method = factory(self.tasks.subject)
+            if not isinstance(self.method, Method):
+                raise TypeError(f"the factory gives {type(self.method).__name__}: a Method is wanted.")
+            self._init = eqx.filter_jit(self.method.init)
+            self._begin = eqx.filter_jit(self.method.estimator.init)
+            self._estimate = eqx.filter_jit(self._counted)
+
+    @contextmanager
+    def precision(self) -> Iterator[None]:
+        """The precision of this bench; what a method warns of is not what is looked at."""
+        with jax.enable_x64(self.double), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+
+    def _counted(self, point: Point) -> Found:
+        self.traces += 1
+        return Found(*self.method.estimator(*point))
+
+    def raw(self, seed: int) -> Outer:
+        """x as `Method.init` gives it."""
+        with self.precision():
+            return self._init(jax.random.key(seed))
+
+    def start(self, seed: int) -> Point:
+        """The arguments of the first call."""
+        if seed not in self._started:
+            with self.precision():
+                k_tasks, k_carry, k_call = jax.random.split(jax.random.key(seed + 1000), 3)
+                x = canonical(self.raw(seed), "x")
+                tasks = sample_batch(self.tasks, k_tasks, "train", self.size)
+                self._started[seed] = Point(x, tasks, self._begin(x, tasks, k_carry), k_call)
+        return self._started[seed]
+
+    def first(self, seed: int) -> Found:
+        """What the first call gives."""
+        if seed not in self._found:
+            self._found[seed] = self(self.start(seed))
+        return self._found[seed]
+
+    def __call__(self, point: Point) -> Found:
+        """The compiled estimator."""
+        with self.precision():
+            return jax.block_until_ready(self._estimate(point))
+
+    def fresh(self, point: Point) -> Found:
+        """The carry of other tasks, and the compiled estimator on it."""
+        with self.precision():
+            return self(point._replace(carry=self._begin(point.x, point.tasks, jax.random.key(7))))
+
+
+def choose(factory: Factory, tasks: Family | None) -> tuple[str, Bench]:
+    """The first family that the factory takes, in double precision: with three tasks at once, or one.
+
+    **Raises:** `NotApplicable` where it takes none; `Nonconformity` where it fails on one that it takes.
+    """
+    families = {"the tasks given": tasks} if tasks is not None else fitting(factory)
+    reasons = []
+    for name, family in families.items():
+        for size in (3, 1):
+            try:
+                bench = Bench(factory, family, size, double=True)
+                _meets(bench)
+                return name, bench
+            except InputError as error:
+                reasons.append(f"{name}, {size} at once: {error}")
+            except (TypeError, AttributeError) as error:
+                if tasks is not None or _annotation(factory) is not None:
+                    raise Nonconformity(f"on {name}: {type(error).__name__}: {error}") from error
+                reasons.append(f"{name}, {size} at once: {type(error).__name__}: {error}")
+    raise NotApplicable(
+        "the method takes none of the kit's families; give it tasks of your own: checks(factory, tasks=my_tasks). "
+        + "; ".join(reasons)
+    )
+
+
+def _meets(bench: Bench) -> None:
+    """Raises an `InputError` where the method refuses these tasks."""
+    with bench.precision():
+        x, tasks, _, key = bench.start(0)
+        first = jax.tree.map(lambda a: a[0], tasks)
+        check_problem(bench.method.problem, x, first, key)
+        jax.eval_shape(bench.method.test, x, first, key)
+        bench.method.estimator.check(x, bench.tasks, key)
+
+
+def fitting(factory: Factory) -> dict[str, Family]:
+    """The kit's families whose subject is of the kind that the factory's first parameter is annotated with."""
+    wanted = _annotation(factory)
+    found = {name: family for name, (kind, family) in FAMILIES.items() if wanted is None or issubclass(kind, wanted)}
+    if not found:
+        raise NotApplicable(
+            f"the method is built on {wanted}, of which the kit has no tasks; give some: checks(factory, tasks=...)"
+        )
+    return found
+
+
+def _annotation(factory: Factory) -> Any:
+    """The type of the factory's first parameter; None where it does not say."""
+    signature = inspect.signature(factory, eval_str=True)
+    first = next(iter(signature.parameters.values()), None)
+    said = None if first is None or first.annotation in (first.empty, Any) else first.annotation
+    try:
+        issubclass(Method, said)  # pyright: ignore[reportArgumentType]
+    except TypeError:  # None, or a type that only a type checker understands
+        return None
+    return said

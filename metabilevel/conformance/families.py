@@ -1,0 +1,174 @@
+"""The kit's own task families: one for every kind of subject that a method is built on, as small as they can be."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple, TypeAlias
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array
+
+from ..learner import Learner, classification, regression
+from ..method import Posed
+from ..networks import MLP
+from ..optimizees import AbstractOptimizee, from_function
+from ..problem import BilevelProblem
+from ..solvers import GradientDescent
+from ..tasks import Data, Episode, TaskDistribution, pooled
+
+Family: TypeAlias = Callable[[], TaskDistribution]
+WAYS = 3
+
+
+class Supervised(TaskDistribution):
+    """Regression to a tanh of random projections of normal inputs; or, where the learner has classes, examples about
+    a random centre for each of them, as many of one class as of another."""
+
+    subject: Learner
+    shape: tuple[int, ...] = eqx.field(static=True)
+    support: int = eqx.field(static=True)
+    query: int = eqx.field(static=True)
+
+    def sample(self, key, split):
+        number, k_task, k_examples = pooled(key, self.subject.pool, split)
+        inputs = jax.random.normal(k_examples, (self.support + self.query, *self.shape))
+        if self.subject.ways is None:
+            truth = jax.random.normal(jax.random.fold_in(k_task, 1), self.shape)
+            targets = projected(truth, inputs)
+        else:
+            truth = jax.random.normal(jax.random.fold_in(k_task, 1), (WAYS, *self.shape))
+            targets = jnp.arange(len(inputs)) % WAYS
+            inputs = inputs / 2 + truth[targets]
+        data = Data(inputs, targets)
+        cut = lambda rows: jax.tree.map(lambda a: a[rows], data)
+        known = {"truth": truth, "corrupted": jnp.arange(self.support) % 5 == 0}
+        return Episode(cut(slice(self.support)), cut(slice(self.support, None)), known, number)
+
+
+def projected(truth: Array, inputs: Array) -> Array:
+    """tanh of the product of every input with `truth`, as targets [n, 1]."""
+    return jnp.tanh(jnp.tensordot(inputs, truth, truth.ndim))[:, None]
+
+
+class OneTask(TaskDistribution):
+    """The same task at every draw."""
+
+    single: ClassVar[bool] = True
+    subject: Any
+    task: Any
+
+    def sample(self, key, split):
+        return self.task
+
+
+def few_shot_regression(pool: int | None = None) -> TaskDistribution:
+    """A net of one hidden layer of tanh, ever new tasks (or `pool` of them) of six and five examples."""
+    oracle = lambda task, inputs: projected(task.truth["truth"], inputs)
+    return Supervised(regression(MLP(2, (3,), 1, "tanh"), oracle=oracle, pool=pool), (2,), 6, 5)
+
+
+def pooled_regression() -> TaskDistribution:
+    """The same, of four training tasks that come again and again."""
+    return few_shot_regression(4)
+
+
+def few_shot_classification() -> TaskDistribution:
+    """Three classes; a support set of two examples of each."""
+    learner = classification(MLP(2, (3,), WAYS, "tanh"), ways=(WAYS, WAYS))
+    return Supervised(learner, (2,), 2 * WAYS, 2 * WAYS)
+
+
+def data_set() -> TaskDistribution:
+    """One task of three classes with a thousand training examples, as of hyperparameter optimisation."""
+    learner = classification(MLP(2, (3,), WAYS, "tanh"), ways=(WAYS, WAYS))
+    return _single(Supervised(learner, (2,), 1000, 300))
+
+
+def images() -> TaskDistribution:
+    """One task of three classes of coloured images of 4 x 4 pixels."""
+    learner = classification(MLP(48, (3,), WAYS, "tanh"), ways=(WAYS, WAYS))
+    return _single(Supervised(learner, (4, 4, 3), 12, 12))
+
+
+def _single(family: Supervised) -> TaskDistribution:
+    return OneTask(family.subject, family.sample(jax.random.key(0), "train"))
+
+
+class Inner(NamedTuple):
+    """Of every example the matrices a [n, d, d] and b [n, d, k], and the vector c [n, d]."""
+
+    a: Array
+    b: Array
+    c: Array
+
+
+class OuterPart(NamedTuple):
+    """Of every example the vectors y [n, d] and x [n, k] at which its loss is least."""
+
+    y: Array
+    x: Array
+
+
+def inner_loss(x: Array, y: Array, task: Episode, key: Any) -> Array:
+    """G = mean over the examples of   y.a y / 2 + y.b x + c.y"""
+    a, b, c = task.support.inputs
+    return y @ a.mean(0) @ y / 2 + y @ b.mean(0) @ x + c.mean(0) @ y
+
+
+def outer_loss(x: Array, y: Array, task: Episode, key: Any) -> Array:
+    """F = mean over the examples of   |y - y_i|^2 / 2 + |x - x_i|^2 / 4"""
+    at_y, at_x = task.query.inputs
+    return jnp.sum((y - at_y) ** 2, -1).mean() / 2 + jnp.sum((x - at_x) ** 2, -1).mean() / 4
+
+
+def quadratic_subject(d: int, k: int) -> Posed:
+    """x starts at random, y at zero; eigenvalues of the inner Hessian up to 2 suit the solver."""
+    problem = BilevelProblem(lambda x, task, key: jnp.zeros(d), inner_loss, outer_loss)
+    return Posed(problem, lambda key: jax.random.normal(key, (k,)), GradientDescent(optax.sgd(0.5), 100))
+
+
+def quadratic_task(key: Any, hessian: Array, k: int, *, examples: int, noise: float) -> Episode:
+    """Random b, c and minima of F about which the examples lie with the deviation `noise`; the mean of a is `hessian`,
+    exactly."""
+    d = len(hessian)
+    keys = jax.random.split(key, 10)
+
+    def about(mean: Array, i: int) -> Array:
+        each = noise * jax.random.normal(keys[i], (examples, *mean.shape))
+        return mean + each - each.mean(0)
+
+    a = about(hessian, 0)
+    b, c, y, x = (jax.random.normal(keys[i], shape) for i, shape in ((1, (d, k)), (2, (d,)), (3, (d,)), (4, (k,))))
+    support = Inner((a + a.swapaxes(1, 2)) / 2, about(b, 5), about(c, 6))
+    number = jnp.arange(examples)
+    return Episode(Data(support, number), Data(OuterPart(about(y, 7), about(x, 8)), number))  # pyright: ignore
+
+
+def posed_quadratics() -> TaskDistribution:
+    """One bilevel problem of quadratics whose losses are means over 256 examples."""
+    hessian = jnp.diag(jnp.linspace(0.5, 1.5, 3))
+    return OneTask(quadratic_subject(3, 2), quadratic_task(jax.random.key(0), hessian, 2, examples=256, noise=0.1))
+
+
+def optimizees() -> TaskDistribution:
+    """Linear regressions: functions of a matrix and a bias."""
+
+    def sample(key: Any) -> Data:
+        inputs = jax.random.normal(key, (6, 2))
+        return Data(inputs, projected(jax.random.normal(jax.random.fold_in(key, 1), (2,)), inputs))
+
+    start = lambda task, key: {"weights": jax.random.normal(key, (2, 1)), "bias": jnp.zeros(1)}
+    loss = lambda y, task, key: jnp.mean((task.inputs @ y["weights"] + y["bias"] - task.targets) ** 2)
+    return from_function(start, loss, sample)
+
+
+FAMILIES: dict[str, tuple[type, Family]] = {
+    "posed quadratics": (Posed, posed_quadratics),
+    "optimizees": (AbstractOptimizee, optimizees),
+    "few-shot regression": (Learner, few_shot_regression),
+    "pooled few-shot regression": (Learner, pooled_regression),
+    "few-shot classification": (Learner, few_shot_classification),
+    "a data set of 1,000 examples": (Learner, data_set),
+    "images": (Learner, images),
+}  # by the kind of their subject; a method is tried on them in this order
