@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from .adjoints import StopGradient as StopGradient
     from .adjoints import Unroll as Unroll
     from .adjoints import backpropagated as backpropagated
+    from .check.examine import check_hypergradient as check_hypergradient
+    from .check.examine import check_method as check_method
+    from .check.report import Check as Check
+    from .check.report import Verdict as Verdict
     from .diagnostics.diagnosis import Diagnosis as Diagnosis
     from .diagnostics.gradients import gradients as gradients
     from .diagnostics.memory import memory as memory
@@ -101,6 +105,8 @@ if TYPE_CHECKING:
 
 _HOME = {
     "adjoints": "AbstractAdjoint ForwardMode StopGradient Unroll backpropagated",
+    "check.examine": "check_hypergradient check_method",
+    "check.report": "Check Verdict",
     "diagnostics.diagnosis": "Diagnosis",
     "diagnostics.gradients": "gradients",
     "diagnostics.memory": "memory",

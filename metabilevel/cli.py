@@ -6,11 +6,13 @@ import signal
 import sys
 import traceback
 import warnings
+from contextlib import nullcontext
 from typing import Any, NoReturn
 
 import click
 
 from . import __version__
+from .commands.document import DOCUMENT
 from .commands.group import Failure, LazyGroup
 from .errors import ComputationError, InputError
 
@@ -21,6 +23,7 @@ COMMANDS = {
     "evaluate": ("evaluate", "Judge a run on fresh tasks."),
     "export": ("export", "Write the optimizer that a run has learned to one file."),
     "compare": ("compare", "Race learned optimizers against tuned hand-made ones."),
+    "check": ("check", "Hold a hypergradient against differences of the solved problem."),
     "diagnose": ("diagnose", "Look inside the adaptation of a run."),
     "repro": ("repro", "Reproductions of papers: list, show, run."),
     "data": ("data", "Data sets: list, fetch, verify."),
@@ -91,9 +94,11 @@ def _end(status: int) -> NoReturn:
 
 
 def _status(arguments: list[str]) -> int:
-    """Runs a command; a failure is one line on standard error and, with --json, a document on standard output."""
+    """Runs a command; a failure is one line on standard error and, with --json, a document on standard output where
+    there is none yet."""
     try:
-        return cli.main(arguments, "metabilevel", standalone_mode=False) or 0
+        with DOCUMENT.alone() if "--json" in arguments else nullcontext():
+            return cli.main(arguments, "metabilevel", standalone_mode=False) or 0
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         return 2
@@ -103,7 +108,7 @@ def _status(arguments: list[str]) -> int:
         if os.environ.get(DEBUG):
             traceback.print_exception(error)
     click.echo(message if status > 128 else f"Error: {message}", err=True)
-    if "--json" in arguments:
+    if "--json" in arguments and not DOCUMENT.printed:
         from .storage.files import dumps
 
         click.echo(dumps({"error": message, "status": status}))

@@ -125,9 +125,10 @@ def directions_of(
     coordinates where the gradient is largest, with one that is drawn."""
     flat = ravel_pytree(x)[0]
     k_random, k_leaf, k_entry = jax.random.split(key, 3)
-    found = [random_directions(flat, RANDOM, k_random)]
-    names = [f"random {i + 1}" for i in range(RANDOM)]
-    leaves: list[int | None] = [None] * RANDOM
+    drawn = min(RANDOM, len(flat))
+    found = [random_directions(flat, drawn, k_random)]
+    names = [f"random {i + 1}" for i in range(drawn)]
+    leaves: list[int | None] = [None] * drawn
     paths = [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(x)]
     ends = np.cumsum([leaf.size for _, leaf in paths])
     where = np.arange(len(flat))

@@ -8,6 +8,7 @@ import click
 from rich.console import Console, RenderableType
 
 from ..storage.files import dumps
+from .document import DOCUMENT
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -23,7 +24,7 @@ def json_option(command: F) -> F:
 def show(as_json: bool, document: object, *parts: RenderableType) -> None:
     """Prints `document` where JSON was asked for, or else `parts`, on standard output. A text is printed as it is."""
     if as_json:
-        click.echo(dumps(document))
+        DOCUMENT.print(dumps(document))
         return
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
     for part in parts:
