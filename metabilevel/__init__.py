@@ -97,6 +97,7 @@ if TYPE_CHECKING:
     from .tasks import pooled as pooled
     from .tasks import sample_batch as sample_batch
     from .training import fit as fit
+    from .training import plan as plan
     from .tuning import grid_search as grid_search
     from .tuning import tune as tune
     from .windows import EvolutionStrategies as EvolutionStrategies
@@ -119,7 +120,7 @@ _HOME = {
     "estimators": "AbstractEstimator Nested WarmStarted",
     "external": "JaxoptSolver OptimistixSolver",
     "evaluation": "Interval evaluate",
-    "training": "fit",
+    "training": "fit plan",
     "implicit": "Implicit SecondMoments",
     "info": "Certificate Info Reached Result",
     "linear": "AbstractInverse BiCGSTAB ConjugateGradient Dense GMRES Identity Lineax LinearSystem Neumann Nystrom",

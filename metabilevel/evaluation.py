@@ -12,6 +12,7 @@ from jaxtyping import Array, PyTree
 from .batching import map_tasks
 from .errors import InputError, count
 from .method import Method
+from .planning import lowered
 from .problem import Key, Metrics, canonical
 from .progress import bar
 from .tasks import Split, TaskDistribution
@@ -93,6 +94,22 @@ def evaluate(
             parts.append(jax.device_get(_block(method, x, tasks, keys[at : at + size], split, wanted, task_chunk)))
     rows = jax.tree.map(lambda *a: interval(np.concatenate(a)[:episodes]), *parts)
     return dict(zip(wanted if wanted is not None else [None], rows, strict=True))
+
+
+def compiled(
+    method: Method,
+    x: PyTree,
+    tasks: TaskDistribution,
+    *,
+    split: str = "test",
+    episodes: int | None = None,
+    steps: Sequence[int] | None = None,
+    task_chunk: int | None = None,
+) -> jax.stages.Compiled:
+    """The program of the `evaluate` that is called like this, which it then has no need to compile."""
+    keys = jax.random.split(jax.random.key(0), min(BLOCK, episodes or usual_episodes(tasks)))
+    wanted = None if steps is None else sorted(set(steps))
+    return lowered(_block, method, canonical(x, "x"), tasks, keys, split, wanted, task_chunk).compile()
 
 
 @eqx.filter_jit

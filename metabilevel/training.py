@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -15,9 +15,10 @@ from jaxtyping import Array, PyTree
 from .adjoints import zero_gradient_remedy
 from .errors import InputError, NonFiniteError, count
 from .estimators import Nested, WarmStarted
-from .evaluation import evaluate
+from .evaluation import compiled, evaluate
 from .info import Info, Result, all_finite, finite_mean
 from .method import Method, in_chunks, scalars
+from .planning import Plan, Programs, choose, lowered
 from .problem import Key, Outer, Task, canonical, check_problem
 from .progress import track
 from .tasks import TaskDistribution, sample_batch
@@ -84,6 +85,7 @@ def fit(
     on_nonfinite: str = "raise",
     validation: int | None = None,
     patience: int | None = None,
+    memory_budget: int | None = None,
     progress: bool | None = None,
 ) -> tuple[Outer, list[Row]]:
     """Trains x by `steps` outer steps: direction of a fresh batch of `meta_batch` training tasks -> optax -> x.
@@ -98,6 +100,7 @@ def fit(
     - `validation`: episodes of the split `valid`, the same at every report, on which x is then judged; the x of the
       least mean loss is what is returned (Andrychowicz et al. 2016, section 3, choose a learned optimizer so).
     - `patience`: stops after that many reports without a lower validation loss.
+    - `memory_budget`: bytes that this process may hold; computed is then as `plan`, with the same arguments, picks.
     - `progress`: a bar on standard error; where that is a terminal if None.
 
     **Returns:** x, and the history: `step`, mean training `loss` and metrics since the row before, `failed` tasks,
@@ -107,9 +110,15 @@ def fit(
     another result than success.
 
     **Raises:** `InputError` for wrong arguments, or other tasks at every draw where there is one memory, before
-    compilation; `NonFiniteError` under its policy.
+    compilation, and for a memory budget that does not suffice; `NonFiniteError` under its policy.
     """
     every = max(1, steps // 20) if every is None else every
+    if memory_budget is not None:
+        picked = plan(
+            method, tasks, optimizer, key=key, meta_batch=meta_batch, memory_budget=memory_budget,
+            task_chunk=task_chunk, validation=validation,
+        )  # fmt: skip
+        method, task_chunk = picked.applied(method), picked.task_chunk
     stages = train(
         method, tasks, optimizer, key=key, steps=steps, meta_batch=meta_batch, every=every, task_chunk=task_chunk,
         on_nonfinite=on_nonfinite, validation=validation, patience=patience,
@@ -119,6 +128,48 @@ def fit(
         x = state.chosen
         history += [row] if row else []
     return x, history
+
+
+def plan(
+    method: Method,
+    tasks: TaskDistribution,
+    optimizer: optax.GradientTransformation,
+    *,
+    key: Key,
+    meta_batch: int,
+    memory_budget: int | None = None,
+    task_chunk: int | None = None,
+    validation: int | None = None,
+    evaluations: Sequence[Mapping[str, Any]] = (),
+) -> Plan:
+    """What `fit` with the same arguments takes in memory, and which way of computing it fits into `memory_budget`.
+
+    Every program of the run is compiled and none is run; what `fit` then needs is not compiled again. Without a budget
+    the method's own way is looked at, and no other.
+
+    **Arguments:** `evaluations`: keyword arguments of each call of `evaluate` that is to follow in the same process.
+
+    **Returns:** a `Plan`, with the predicted `peak` in bytes and what was picked.
+
+    **Raises:** `InputError` where no way fits.
+    """
+    count("meta_batch", meta_batch, 1)
+    if memory_budget is not None and (isinstance(memory_budget, bool) or not memory_budget >= 1):
+        raise InputError(f"memory_budget = {memory_budget!r}: a number of bytes is wanted.")
+    now = start(in_chunks(method, task_chunk), tasks, optimizer, key, meta_batch, validation is not None)
+    judged = [] if validation is None else [{"split": "valid", "episodes": validation}]
+
+    def programs(way: Plan) -> Programs:
+        each = way.applied(method)
+
+        def others() -> Iterable[jax.stages.Compiled]:
+            yield lowered(_certified, each, tasks, meta_batch, now, key).compile()
+            for given in (*judged, *evaluations):
+                yield compiled(each, now.x, tasks, **given, task_chunk=way.task_chunk)
+
+        return Programs(lowered(_loop, each, tasks, optimizer, meta_batch, now, key, now.step), others)
+
+    return choose(method, programs, task_chunk=task_chunk, budget=memory_budget)
 
 
 @eqx.filter_jit
@@ -133,7 +184,7 @@ def start(
     carry = method.estimator.init(x, batch, k_carry)
     info = jax.eval_shape(lambda: method.estimator(x, batch, carry, k_carry)[2].mean())
     zero = jnp.zeros((), jnp.int32)
-    best = Best(x, jnp.full((), jnp.inf), zero) if validated else None
+    best = Best(x, jnp.full((), jnp.inf, float), zero) if validated else None
     return TrainState(x, optimizer.init(x), carry, zero, _empty(scalars(info)), best)
 
 
@@ -255,7 +306,10 @@ def _validated(
 ) -> tuple[TrainState, float]:
     """The state with its x as the best one, if it is that, and the validation loss of x."""
     key = jax.random.fold_in(key, VALIDATED)
-    scores = evaluate(method, state.x, tasks, key=key, split="valid", episodes=episodes, progress=False)
+    chunk = method.estimator.task_chunk
+    scores = evaluate(
+        method, state.x, tasks, key=key, split="valid", episodes=episodes, task_chunk=chunk, progress=False
+    )
     loss = scores[None]["loss"].mean
     if state.best is not None and loss < float(state.best.loss):
         best = Best(state.x, jnp.asarray(loss, state.best.loss.dtype), state.step)
