@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from .adjoints import StopGradient as StopGradient
     from .adjoints import Unroll as Unroll
     from .adjoints import backpropagated as backpropagated
+    from .advice.advice import Advice as Advice
+    from .advice.advise import advise as advise
     from .check.examine import check_hypergradient as check_hypergradient
     from .check.examine import check_method as check_method
     from .check.report import Check as Check
@@ -106,6 +108,8 @@ if TYPE_CHECKING:
 
 _HOME = {
     "adjoints": "AbstractAdjoint ForwardMode StopGradient Unroll backpropagated",
+    "advice.advice": "Advice",
+    "advice.advise": "advise",
     "check.examine": "check_hypergradient check_method",
     "check.report": "Check Verdict",
     "diagnostics.diagnosis": "Diagnosis",

@@ -25,7 +25,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
 
 from .info import norm
-from .linear import ConjugateGradient, LinearSystem
+from .linear import ConjugateGradient, LinearSystem, Product
 from .problem import Inner, Key, Outer
 
 NEWTON = 10  # steps to y' at most
@@ -37,7 +37,6 @@ BETTER = ConjugateGradient(100, tolerance=ENOUGH)
 def error_bound(
     objective: Callable[[Outer, Inner], Array],
     residual: Callable[[Outer, Inner], PyTree],
-    system_at: Callable[[Inner, Inner], LinearSystem],
     z: Outer,
     y: Inner,
     v: Array,
@@ -50,14 +49,13 @@ def error_bound(
     The norms of matrices are those at (y', v'), found by power iterations: exact up to how they change within
     |r(y')| / mu, and to the last percents of a norm.
 
-    **Arguments:** `objective` is F and `residual` r; `system_at(y, b)` is A u = b at y; `v` is flat, `convexity` mu.
+    **Arguments:** `objective` is F and `residual` r; `v` is flat, `convexity` mu.
     """
-    y = _solved(lambda y: residual(z, y), system_at, y)
+    y = stationary(lambda y: residual(z, y), y, key)
     direct, slope = jax.grad(objective, (0, 1))(z, y)
-    system = system_at(y, slope)
-    missing = system.b - system.matvec(v)
-    v = v + BETTER(LinearSystem(system.matvec, missing, True, key))[0]
-    missing = system.b - system.matvec(v)
+    hessian, slope = _product(lambda y: residual(z, y), y), ravel_pytree(slope)[0]
+    v = v + BETTER(LinearSystem(hessian, slope - hessian(v), True, key))[0]
+    missing = slope - hessian(v)
     r, cross = jax.vjp(lambda z: residual(z, y), z)
     gradient = jax.tree.map(jnp.subtract, direct, cross(ravel_pytree(y)[1](v))[0])
 
@@ -70,18 +68,19 @@ def error_bound(
     return gradient, jnp.where(convexity > 0, bound, jnp.inf)
 
 
-def _solved(residual: Callable[[Inner], PyTree], system_at: Callable[[Inner, Inner], LinearSystem], y: Inner) -> Inner:
-    """y after a few of Newton's steps, while the residual falls and is more than `ENOUGH` of the first."""
+def stationary(residual: Callable[[Inner], PyTree], y: Inner, key: Key, enough: float = ENOUGH) -> Inner:
+    """y after some of Newton's steps, while the residual, a gradient, falls and is more than `enough` of the first."""
     first = norm(residual(y))
     lengths = jnp.asarray(LENGTHS, first.dtype)
 
     def go_on(state: Any) -> Array:
         i, _, size, before = state
-        return (i < NEWTON) & (size < before) & (size > ENOUGH * first)
+        return (i < NEWTON) & (size < before) & (size > enough * first)
 
     def step(state: Any) -> Any:
         i, y, size, _ = state
-        change = ravel_pytree(y)[1](BETTER(system_at(y, residual(y)))[0])
+        r, unravel = ravel_pytree(residual(y))
+        change = unravel(BETTER(LinearSystem(_product(residual, y), r, True, key))[0])
         along = lambda length: jax.tree.map(lambda a, b: a - length * b, y, change)
         sizes = jax.lax.map(lambda length: norm(residual(along(length))), lengths)
         best = sizes.argmin()
@@ -90,6 +89,12 @@ def _solved(residual: Callable[[Inner], PyTree], system_at: Callable[[Inner, Inn
         return i + 1, y, jnp.where(falls, sizes[best], size), size
 
     return jax.lax.while_loop(go_on, step, (jnp.zeros((), jnp.int32), y, first, jnp.full_like(first, jnp.inf)))[1]
+
+
+def _product(residual: Callable[[Inner], PyTree], y: Inner) -> Product:
+    """u -> (dr/dy) u, in flat vectors."""
+    product, unravel = jax.linearize(residual, y)[1], ravel_pytree(y)[1]
+    return lambda u: ravel_pytree(product(unravel(u)))[0]
 
 
 def spectral_norm(fn: Callable[[PyTree], PyTree], at: PyTree, key: Key, iterations: int = 30) -> Array:

@@ -244,7 +244,7 @@ def solve(
 @eqx.filter_jit
 def _solve(given, solver, adjoint, optimizer, x, task, key, steps, warm_start):
     # one task, which may hold no array to stack: it is bound, and the batch is an index
-    problem = _with_task(given, lambda _: task)
+    problem = with_task(given, lambda _: task)
     batch = jnp.zeros(1)
     estimator = (WarmStarted if warm_start else Nested)(problem, solver, adjoint)
     k_carry, k_steps, k_last = jax.random.split(key, 3)
@@ -262,7 +262,7 @@ def _solve(given, solver, adjoint, optimizer, x, task, key, steps, warm_start):
 @eqx.filter_jit
 def _walk(given, loop, minibatches, optimizer, x, task, key, steps):
     # likewise, but minibatches are cut from the task: it goes beside the index
-    problem = _with_task(given, lambda t: t[0])
+    problem = with_task(given, lambda t: t[0])
     if minibatches is not None:
         parts = minibatches
         minibatches = Minibatches(parts.size, lambda t: parts.inner(t[0]), lambda t: parts.outer(t[0]))
@@ -275,7 +275,7 @@ def _walk(given, loop, minibatches, optimizer, x, task, key, steps):
     return x, carry[0].y, infos, _overall(infos, jax.tree.map(lambda a: a[0], last.certificate))
 
 
-def _with_task(given: BilevelProblem, task_of: Callable[[Any], Task]) -> BilevelProblem:
+def with_task(given: BilevelProblem, task_of: Callable[[Any], Task]) -> BilevelProblem:
     """`given` as a problem of other tasks, from which `task_of` gets those that it knows."""
     on = lambda fn: lambda *args: fn(*args[:-2], task_of(args[-2]), args[-1])
     return BilevelProblem(on(given.init), on(given.inner_loss), on(given.outer_loss), on(given.prepare))

@@ -140,8 +140,7 @@ class Implicit(AbstractAdjoint):
             convexity = self.strong_convexity
             convexity = lowest_eigenvalue(system) if isinstance(convexity, str) else convexity
             objective = lambda z, y: problem.objective(z, y, task, k_outer)[0]
-            system_at = lambda y, b: _system(residual, z, y, b, solver.symmetric, None, k_inner)
-            better, rest = error_bound(objective, residual, system_at, z, y, v, convexity, k_inner)
+            better, rest = error_bound(objective, residual, z, y, v, convexity, k_inner)
             bound = norm(jax.tree.map(jnp.subtract, gradient, pull(better)[0]))
             bound = bound + rest * spectral_norm(lambda x: start(x)[0], x, k_inner)
         certificate = Certificate(

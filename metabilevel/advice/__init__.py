@@ -1,0 +1,1 @@
+"""Which estimator of a hypergradient suits a problem."""
