@@ -23,8 +23,11 @@ COMMANDS = {
     "evaluate": ("evaluate", "Judge a run on fresh tasks."),
     "export": ("export", "Write the optimizer that a run has learned to one file."),
     "compare": ("compare", "Race learned optimizers against tuned hand-made ones."),
+    "solve": ("solve", "Minimise the outer loss of a problem in a file of your own."),
+    "advise": ("advise", "Compare estimators of the hypergradient on a problem, and recommend one."),
     "check": ("check", "Hold a hypergradient against differences of the solved problem."),
     "diagnose": ("diagnose", "Look inside the adaptation of a run."),
+    "plugin": ("plugin", "Methods of your own: new, check."),
     "repro": ("repro", "Reproductions of papers: list, show, run."),
     "data": ("data", "Data sets: list, fetch, verify."),
 }

@@ -51,6 +51,7 @@ def test_what_starts_fast_imports_jax_nowhere():
         "registry",
         "schema",
         "data",
+        "stamps",
         "storage/runs",
         "commands/run",
         "commands/listing",
