@@ -157,6 +157,7 @@ def plan(
     if memory_budget is not None and (isinstance(memory_budget, bool) or not memory_budget >= 1):
         raise InputError(f"memory_budget = {memory_budget!r}: a number of bytes is wanted.")
     now = start(in_chunks(method, task_chunk), tasks, optimizer, key, meta_batch, validation is not None)
+    method.estimator.check(now.x, tasks, key)
     judged = [] if validation is None else [{"split": "valid", "episodes": validation}]
 
     def programs(way: Plan) -> Programs:

@@ -1,9 +1,14 @@
 """Memory plans: what is predicted, what is picked, and what is refused."""
 
+import json
 import logging
 import re
+import subprocess
+import sys
 from contextlib import contextmanager
+from pathlib import Path
 
+import click
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +16,7 @@ import optax
 import pytest
 
 import metabilevel as mb
+from metabilevel.commands.types import Size
 from metabilevel.planning import Footprint, Plan, Programs, choose, footprint, held, readable, require_room, room, ways
 
 
@@ -50,6 +56,7 @@ def sines():
     return tasks, mb.load_method("maml")(tasks.subject, learning_rate=0.01, steps=4)
 
 
+PROGRAM = str(Path(sys.executable).with_name("metabilevel"))
 GIVEN = {"key": jax.random.key(0), "meta_batch": 2}
 OPTIMIZER = optax.adam(1e-3)
 
@@ -208,3 +215,52 @@ def test_bytes_are_readable():
     assert [readable(n) for n in (0, 1023, 1536, 5 * 2**20, int(2.5 * 2**30), 2**40)] == [
         "0 bytes", "1023 bytes", "1.5 KiB", "5.00 MiB", "2.50 GiB", "1.00 TiB",
     ]  # fmt: skip
+
+
+RUN = ["run", "maml", "--tasks", "sinusoid", "--learning-rate", "0.01", "--meta-batch", "2", "--every", "2"]
+
+
+def command(*arguments):
+    """Exit status, the document and what was said beside it."""
+    done = subprocess.run([PROGRAM, *RUN, *arguments, "--json"], capture_output=True, text=True)
+    return done.returncode, json.loads(done.stdout), done.stderr
+
+
+def test_a_resumed_run_takes_the_plan_of_its_beginning(tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    status, document, said = command("--steps", "4", "--memory-budget", "4GiB", "--out", str(whole))
+    assert status == 0
+    plan = document["plan"]
+    assert plan == json.loads((whole / "config.json").read_text())["options"]["plan"]
+    assert said.startswith(f"Memory: {Plan(**plan).way}; predicted peak {readable(plan['peak'])} of 4.00 GiB")
+    command("--steps", "2", "--memory-budget", "4GiB", "--out", str(parts))
+    first = json.loads((parts / "config.json").read_text())["options"]["plan"]
+    status, document, said = command("--steps", "4", "--memory-budget", "4GiB", "--out", str(parts), "--resume")
+    assert (status, said) == (0, "")
+    assert document["plan"] == first
+    assert (parts / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    status, document, _ = command("--steps", "6", "--memory-budget", "3GiB", "--out", str(parts), "--resume")
+    assert status == 2
+    assert "options.memory_budget was 4294967296 and is now 3221225472" in document["error"]
+
+
+def test_a_run_above_its_budget_leaves_nothing(tmp_path):
+    status, document, said = command("--steps", "4", "--memory-budget", "64 MiB", "--out", str(tmp_path / "run"))
+    assert status == 2
+    assert len(said.splitlines()) == 1
+    assert "the memory budget is 64.00 MiB" in document["error"]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("8GiB", 2**33), ("1.5 GB", 1500000000), ("64kib", 2**16), ("7", 7), (".5MB", 500000), ("2TiB", 2**41)],
+)
+def test_sizes_are_read(text, size):
+    assert Size().convert(text, None, None) == size
+
+
+@pytest.mark.parametrize("text", ["", "8X", "0", "-3", "1e9", "GiB", "0.1", "99999999TiB", "٤GiB"])
+def test_what_is_no_size_is_refused(text):
+    with pytest.raises(click.BadParameter, match=r"is not a size such as 8GiB"):
+        Size().convert(text, None, None)

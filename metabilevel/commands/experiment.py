@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import equinox as eqx
@@ -15,6 +15,7 @@ from ..evaluation import as_rows, evaluate, usual_episodes
 from ..learner import Learner
 from ..method import Method
 from ..optimizees import AbstractOptimizee
+from ..planning import Plan, readable, require_room
 from ..problem import Key, Outer
 from ..progress import track
 from ..registry import KINDS, METHODS, TASKS, find, load_method, load_tasks
@@ -22,7 +23,7 @@ from ..solvers import AbstractIterativeSolver
 from ..storage.config import Config, Plugin
 from ..storage.runs import PathLike, Run
 from ..tasks import Split, TaskDistribution
-from ..training import TrainState, start, train
+from ..training import TrainState, plan, start, train
 from .interrupts import Interrupted, Interrupts
 from .judgement import Judgement, numbers
 from .output import note
@@ -35,6 +36,7 @@ OPTIMIZERS: dict[str, Callable[[float], optax.GradientTransformation]] = {
     "sgd": optax.sgd,
 }
 META_BATCH = 25  # where nothing else is asked for
+TRAIN_OPTIONS = ("every", "on_nonfinite", "task_chunk", "validation", "patience")  # that `train` takes as they are
 JUDGED = 2**32 - 2  # what is folded into a judgement's key, where step i of the training folds in i
 SAVING = 0.05  # the share of the time that goes to checkpoints, at most
 
@@ -77,6 +79,8 @@ class Experiment:
         if config.meta_batch is None:
             config = replace(config, meta_batch=1 if tasks.single else META_BATCH)
         method = made(METHODS, config.method, load_method, Method, tasks.subject)
+        picked: dict[str, Any] = config.options.get("plan") or {"task_chunk": config.options.get("task_chunk")}
+        method = Plan(**picked).applied(method)
         built = cls(config, method, tasks, OPTIMIZERS[config.optimizer](config.learning_rate))
         eqx.filter_eval_shape(start, *built._beginning())
         return built
@@ -122,6 +126,34 @@ class Experiment:
         return start(*self._beginning())
 
     @memory_errors()
+    def planned(self) -> "Experiment":
+        """A run that begins, in the way that fits its memory budget, or in the method's own; all of it is compiled.
+
+        What was picked for a budget is noted, and stands in the configuration, which a resumed run goes by.
+
+        **Raises:** `InputError` where nothing fits into the budget, or the run not into the machine.
+        """
+        options = self.config.options
+        found = plan(
+            *(self.method, self.tasks, self.optimizer),
+            key=jax.random.key(self.config.seed),
+            meta_batch=self.meta_batch,
+            memory_budget=options["memory_budget"],
+            task_chunk=options["task_chunk"],
+            validation=options["validation"],
+            evaluations=[{"steps": self._inner_steps}],
+        )
+        require_room(found)
+        planned = replace(self, method=found.applied(self.method))
+        if found.budget is None:
+            return planned
+        note(
+            f"Memory: {found.way}; predicted peak {readable(found.peak or 0)} of {readable(found.budget)} "
+            f"({found.compiled} compiled in {found.seconds:.0f} s)."
+        )
+        return replace(planned, config=replace(self.config, options={**options, "plan": asdict(found)}))
+
+    @memory_errors()
     def train(self, run: Run, interrupts: Interrupts, *, progress: bool | None = None) -> TrainState:
         """Trains in the directory of `run`, from its newest checkpoint to the last step.
 
@@ -132,6 +164,7 @@ class Experiment:
         """
         config, state = self.config, self.start()
         found = run.restore(state)
+        options = {name: config.options[name] for name in TRAIN_OPTIONS}
         stages = train(
             self.method,
             self.tasks,
@@ -140,7 +173,11 @@ class Experiment:
             steps=config.steps,
             meta_batch=self.meta_batch,
             state=found.tree if found else state,
-            **{**config.options, "every": config.options["every"] or max(1, config.steps // 20)},
+            **{
+                **options,
+                "every": options["every"] or max(1, config.steps // 20),
+                "task_chunk": self.method.estimator.task_chunk,
+            },
         )
         pause, step, kept = 0.0, -1, -1
         saved = time.perf_counter()
@@ -186,9 +223,7 @@ class Experiment:
         `steps` None means none and the method's own number of inner steps, where its solver takes steps.
         """
         episodes = episodes or usual_episodes(self.tasks)
-        solver = self.method.solver
-        if steps is None and isinstance(solver, AbstractIterativeSolver):
-            steps = [0, solver.steps]
+        steps = self._inner_steps if steps is None else steps
         scores = evaluate(
             self.method,
             x,
@@ -197,7 +232,7 @@ class Experiment:
             split=split,
             episodes=episodes,
             steps=steps,
-            task_chunk=task_chunk or self.config.options.get("task_chunk"),
+            task_chunk=task_chunk or self.method.estimator.task_chunk,
             progress=progress,
         )
         return Judgement(step, split, episodes, seed, self.protocol, as_rows(scores), numbers(x))
@@ -206,6 +241,12 @@ class Experiment:
     def meta_batch(self) -> int:
         """Tasks of an outer step."""
         return self.config.meta_batch or META_BATCH
+
+    @property
+    def _inner_steps(self) -> list[int] | None:
+        """After how many a judgement looks, if nothing else is asked for: none and the method's own number."""
+        solver = self.method.solver
+        return [0, solver.steps] if isinstance(solver, AbstractIterativeSolver) else None
 
     def _beginning(self) -> tuple[Method, TaskDistribution, Any, Key, int, bool]:
         validated = self.config.options.get("validation") is not None

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,13 @@ from ..plots import curves
 from ..registry import TASKS, Entry, load_method, load_tasks
 from ..schema import Option, configure, options
 from ..storage.config import Config, Environment, Plugin
-from ..storage.runs import Run, require_unused
-from .experiment import META_BATCH, OPTIMIZERS, Experiment
+from ..storage.runs import CONFIG, Run, require_unused
+from .experiment import META_BATCH, OPTIMIZERS, TRAIN_OPTIONS, Experiment
 from .interrupts import Interrupted, Interrupts
 from .judgement import Judgement
 from .output import json_option, note, show
-from .types import Assignment, Count, Folder, PluginName, PluginValue, Positive
+from .types import Assignment, Count, Folder, PluginName, PluginValue, Positive, Size
 
-RUN_OPTIONS = ("every", "on_nonfinite", "task_chunk", "validation", "patience")  # that `train` takes as they are
 OWN = "method_"  # begins the names of the parameters that are the method's
 PICTURE = "curves.png"
 COMMON = [
@@ -56,6 +55,11 @@ COMMON = [
     ),
     click.Option(["--patience"], type=Count(1), help="Stop after that many reports without a better validation loss."),
     click.Option(["--task-chunk"], type=Count(1), help="Tasks computed at once. [default: as the machine likes it]"),
+    click.Option(
+        ["--memory-budget"],
+        type=Size(),
+        help="What the process may hold, as 8GiB: task chunk, checkpoints and mixed mode are picked to fit.",
+    ),
     click.Option(
         ["--out"],
         type=Folder(),
@@ -132,7 +136,11 @@ def _run(
             require_unused(out)
     with Interrupts() as interrupts:
         config = _config(entry, tasks, dict(task_option), given)
+        begun = resume and (out / CONFIG).is_file()
+        if begun and (plan := Run.open(out).config.options.get("plan")):
+            config = replace(config, options={**config.options, "plan": plan})
         experiment = Experiment.build(config)
+        experiment = experiment if begun else experiment.planned()
         config = experiment.config
         with _blaming("--resume" if resume else "--out"):
             opened = Run.resume(out, config) if resume else Run.create(out, config)
@@ -174,7 +182,7 @@ def _config(entry: Entry, tasks: Entry, task_options: Mapping[str, str], given: 
         meta_batch=given["meta_batch"],
         optimizer=given["outer_optimizer"],
         learning_rate=given["outer_learning_rate"],
-        options={name: given[name] for name in RUN_OPTIONS},
+        options={name: given[name] for name in (*TRAIN_OPTIONS, "memory_budget")},
         environment=Environment.current(),
     )
 
@@ -188,6 +196,8 @@ def _finish(run: Run, experiment: Experiment, interrupts: Interrupts, progress: 
     judgement = experiment.judge(state.chosen, state.chosen_step, seed=run.config.seed, progress=progress)
     curves(run.path / PICTURE, _title(run.config), rows)
     summary = {"step": step, "seconds": seconds, "metrics": rows[-1], "evaluation": asdict(judgement)}
+    if plan := run.config.options.get("plan"):
+        summary["plan"] = plan
     run.finish(summary)
     return summary
 

@@ -1,6 +1,7 @@
 """Types of options, whose errors say what is allowed."""
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,13 @@ import click
 from ..errors import MOST
 from ..registry import entries, find
 from ..schema import Option
+
+UNITS = {
+    **{f"{prefix}iB": 1024**power for power, prefix in enumerate("KMGT", 1)},
+    **{f"{prefix}B": 1000**power for power, prefix in enumerate("kMGT", 1)},
+    "B": 1,
+    "": 1,
+}
 
 
 class Count(click.ParamType):
@@ -73,6 +81,22 @@ class Positive(click.ParamType):
         if not 0 < number < math.inf:
             self.fail(f"{value!r} is not a number above 0.", param, ctx)
         return number
+
+
+class Size(click.ParamType):
+    """A number of bytes, as 8GiB, 500 MB or 1000000."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        found = re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*([A-Za-z]*)", value.strip(), re.ASCII)
+        unit = {name.lower(): size for name, size in UNITS.items()}.get(found[2].lower()) if found else None
+        if not found or unit is None or not 1 <= (size := float(found[1]) * unit) < 2**63:
+            units = ", ".join(filter(None, UNITS))
+            self.fail(f"{value!r} is not a size such as 8GiB or 500MB (units: {units}; bytes without one).", param, ctx)
+        return int(size)
 
 
 class Counts(click.ParamType):
