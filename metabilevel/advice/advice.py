@@ -21,7 +21,7 @@ class Row:
 
     - `error`: |g - reference| / |reference|, and `cosine` of the angle between them, of the reference that is asked
       for; `path_error` and `solution_error` of both, the second None where there is none.
-    - `seconds`: median of one hypergradient; `compile_seconds` apart.
+    - `seconds`: median of one hypergradient; `compile_seconds` apart, while another compiles beside it.
     - `bytes`: temporaries of the compiled program, as the compiler plans them.
     - `certificate`: what the hypergradient said of itself, "success" or what speaks against it.
     - `note`: why it was not run, or what it does not see of x.

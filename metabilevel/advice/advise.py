@@ -133,8 +133,7 @@ def _none_ran(rows: Iterable[Row], budget: int | None) -> Exception:
         return ComputationError(f"No estimator compiles on this problem. {notes}")
     least = min(taken)
     return InputError(
-        f"budget_bytes = {budget}: every estimator takes more. The least is {readable(least)} ({least} bytes), of "
-        f"{taken[least]}."
+        f"a budget of {budget} bytes: every estimator takes more. The least is {least} bytes, of {taken[least]}."
     )
 
 
