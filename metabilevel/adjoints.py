@@ -15,7 +15,7 @@ from .info import Certificate, Reached, Result, all_finite, norm
 from .problem import BilevelProblem, Inner, Key, Metrics, Outer, Scalar, Task
 from .solvers import AbstractInnerSolver, GradientDescent, Scan, inner_gradient
 
-RECTIFIED = 8  # steps after which RAdam, the last to do so, has divided by a second moment
+RECTIFIED = 8  # steps after which RAdam, the last to do so, divides by a second moment
 
 
 class AbstractAdjoint(eqx.Module):
@@ -147,11 +147,12 @@ def check_parts(problem: object, solver: object, adjoint: object) -> None:
             raise InputError(f"{name} is {kind(part)}: an instance such as {example} is wanted.")
 
 
-def zero_gradient_remedy(
+def optimizer_remedy(
     problem: BilevelProblem, solver: AbstractInnerSolver, adjoint: AbstractAdjoint, x: Outer, task: Task, key: Key
 ) -> str:
-    """What to do about an inner optimizer through which `adjoint` differentiates, and which has no derivative where an
-    inner gradient is exactly zero: the root of Adam's second moment, a global norm. Empty for all others."""
+    """What to do about an inner optimizer through which `adjoint` differentiates, and which has no derivative: where an
+    inner gradient is exactly zero (the root of Adam's second moment, a global norm), or anywhere (RAdam, the root of a
+    negative number that is not used). Empty for all others."""
     through = isinstance(adjoint, ForwardMode) or (isinstance(adjoint, Unroll) and not adjoint.first_order)
     if not (through and isinstance(solver, GradientDescent)):
         return ""
@@ -166,12 +167,15 @@ def zero_gradient_remedy(
 
         return jax.lax.scan(step, solver.transformation.init(zero), length=RECTIFIED)[1]
 
-    if all_finite(jax.jvp(moved, (zero,), (one,))[1]):
-        return ""
-    return (
-        " The inner optimizer has no derivative where an inner gradient is exactly zero, as that of a dead unit is: "
-        "give it eps_root=1e-8, as in optax.adam(1e-3, eps_root=1e-8), or clip by value (optax.clip), not a norm."
-    )
+    differentiable = lambda at: bool(all_finite(jax.jvp(moved, (at,), (one,))[1]))
+    if not differentiable(one):
+        return " The inner optimizer has no derivative, as optax.radam has none: take optax.adam(1e-3, eps_root=1e-8)."
+    if not differentiable(zero):
+        return (
+            " The inner optimizer has no derivative where an inner gradient is exactly zero, as that of a dead unit is: "
+            "give it eps_root=1e-8, as in optax.adam(1e-3, eps_root=1e-8), or clip by value (optax.clip), not a norm."
+        )
+    return ""
 
 
 def solved(
@@ -189,10 +193,12 @@ def solved(
     """
     z, y0, k_solve = problem.begin(x, task, key)
     k_inner, k_outer = jax.random.split(k_solve)
-    y = adjoint(problem, solver, z, begin(y0), task, k_inner)
+    with jax.named_scope("inner_solve"):
+        y = adjoint(problem, solver, z, begin(y0), task, k_inner)
     value, metrics = problem.objective(z, y, task, k_outer)
     at = jax.lax.stop_gradient((z, y))
-    residual = norm(solver.residual(problem, *at, task, k_inner))
+    with jax.named_scope("certificate"):
+        residual = norm(solver.residual(problem, *at, task, k_inner))
     return value, jax.lax.stop_gradient((metrics, residual, at[1]))
 
 

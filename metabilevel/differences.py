@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from .batching import map_tasks
 from .problem import Outer
 
-SIZES = 9  # step sizes of a sweep
+SIZES = 7  # step sizes of a sweep
 
 
 class Differences(NamedTuple):
@@ -21,7 +21,7 @@ class Differences(NamedTuple):
 
     - `steps` [D, S]: h, from large to small; `table` [D, S]: (f(x + h d) - f(x - h d)) / 2h.
     - `value` [D]: that of the step size around which it changes least, the plateau; `error` [D]: the change from
-      there to its neighbours, NaN where no three neighbours are finite.
+      there to its neighbours, or what rounding makes of it if that is more; NaN where no three neighbours are finite.
     """
 
     steps: np.ndarray
@@ -49,7 +49,8 @@ def central_differences(
     around = np.maximum(change[:, :-1], change[:, 1:])  # of every step size but the first and the last
     around = np.where(np.isfinite(around), around, np.inf)
     rows, best = np.arange(len(table)), around.argmin(1)
-    error = around[rows, best]
+    rounding = np.finfo(flat.dtype).eps * np.abs([ahead, behind]).max((0, 2)) / steps[rows, best + 1]
+    error = np.maximum(around[rows, best], rounding)
     return Differences(steps, table, table[rows, best + 1], np.where(np.isfinite(error), error, np.nan))
 
 

@@ -14,7 +14,7 @@ import optax
 from jax.interpreters.partial_eval import dce_jaxpr
 from jaxtyping import PyTree
 
-from .adjoints import AbstractAdjoint, Unroll, check_parts, solved, zero_gradient_remedy
+from .adjoints import AbstractAdjoint, Unroll, check_parts, solved, optimizer_remedy
 from .errors import ComputationError, HypergradientWarning, InputError, count, kind
 from .estimators import Nested, WarmStarted, warmed
 from .info import Certificate, Info, Result, all_finite, norm
@@ -62,7 +62,7 @@ def hypergradient(
     check_problem(problem, x, task, key)
     check_influence(problem, solver, adjoint, x, task, key, strict)
     value, gradient, info = _hypergradient(problem, solver, adjoint, x, task, key, restarts)
-    judge(info.certificate, strict, partial(zero_gradient_remedy, problem, solver, adjoint, x, task, key))
+    judge(info.certificate, strict, partial(optimizer_remedy, problem, solver, adjoint, x, task, key))
     return value, gradient, info
 
 
@@ -230,7 +230,7 @@ def solve(
         x, inner, info, certificate = _walk(problem, solver, minibatches, optimizer, x0, task, key, steps)
     else:
         check_influence(problem, solver, adjoint, x0, task, key, strict)
-        advice = partial(zero_gradient_remedy, problem, solver, adjoint, x0, task, key)
+        advice = partial(optimizer_remedy, problem, solver, adjoint, x0, task, key)
         x, inner, info, certificate = _solve(problem, solver, adjoint, optimizer, x0, task, key, steps, warm_start)
     judge(jax.tree.map(lambda a, b: jnp.append(a, b), info.certificate, certificate), strict, advice)
     columns = {"loss": info.loss, **info.metrics, "inner_residual": info.certificate.inner_residual}

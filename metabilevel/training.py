@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
-from .adjoints import zero_gradient_remedy
+from .adjoints import optimizer_remedy
 from .errors import InputError, NonFiniteError, count
 from .estimators import Nested, WarmStarted
 from .evaluation import compiled, evaluate
@@ -250,10 +250,11 @@ def outer_step(
 ) -> tuple[Outer, PyTree, PyTree, Info]:
     """direction -> optax -> x. A step without one finite task leaves x and the optimizer as they are."""
     direction, carry, info = method.estimator(x, batch, carry, key)
-    updates, moved = optimizer.update(direction, opt, x)
-    any_finite = info.finite.any()
-    new = optax.apply_updates(x, updates), moved
-    x, opt = jax.tree.map(lambda a, b: jnp.where(any_finite, a, b), new, (x, opt))
+    with jax.named_scope("outer_update"):
+        updates, moved = optimizer.update(direction, opt, x)
+        any_finite = info.finite.any()
+        new = optax.apply_updates(x, updates), moved
+        x, opt = jax.tree.map(lambda a, b: jnp.where(any_finite, a, b), new, (x, opt))
     return x, opt, carry, info
 
 
@@ -272,7 +273,8 @@ def _loop(
     def block(number: Array, state: TrainState) -> TrainState:
         first = number * drawn
         k_tasks, k_estimates = jax.vmap(keys)(first + jnp.arange(drawn, dtype=first.dtype))
-        batches = None if tasks.single else jax.vmap(draw)(k_tasks)
+        with jax.named_scope("drawing"):
+            batches = None if tasks.single else jax.vmap(draw)(k_tasks)
 
         def one(i: Array, s: TrainState) -> TrainState:
             batch = only if tasks.single else jax.tree.map(lambda a: a[i - first], batches)
@@ -349,12 +351,12 @@ def _add(w: Window, info: Info, step: Array) -> Window:
 
 
 def _advice(method: Method, tasks: TaskDistribution, x: Outer, key: Key) -> str:
-    """What to do about an inner optimizer without a derivative at a zero gradient; empty for all others."""
+    """What to do about an inner optimizer without a derivative; empty for all others."""
     estimator = method.estimator
     if not isinstance(estimator, Nested | WarmStarted | Truncated):
         return ""
     task = eqx.filter_eval_shape(tasks.sample, key, "train")
-    return zero_gradient_remedy(estimator.problem, estimator.solver, estimator.adjoint, x, task, key)
+    return optimizer_remedy(estimator.problem, estimator.solver, estimator.adjoint, x, task, key)
 
 
 def _check(before: TrainState, after: TrainState, finite: bool, policy: str, advice: Callable[[], str]) -> None:

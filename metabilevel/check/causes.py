@@ -11,19 +11,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..adjoints import AbstractAdjoint, StopGradient, Unroll, zero_gradient_remedy
+from ..adjoints import AbstractAdjoint, StopGradient, Unroll, optimizer_remedy
 from ..estimators import Nested, WarmStarted
 from ..implicit import Implicit
+from ..info import Result
 from ..linear import GMRES, AbstractInverse, BiCGSTAB, ConjugateGradient, Dense, Identity, Neumann, Nystrom
 from ..problem import Key, Outer
 from ..solvers import AbstractIterativeSolver
 from ..windows import Truncated
-from .claims import Claim, Evidence, differences_of, gradient_of
+from .claims import Claim, Evidence, certificate_of, differences_of, gradient_of
 from .report import Finding, Series, Verdict
 
 KEYS = 16  # other keys that are tried where numbers are drawn
 SMALL = 1000  # entries of y of which the Hessian is written out
-MOST_STEPS = 20_000  # inner steps, and products of a linear solve, beyond which no more are tried
+MOST_WORK = 2 * 10**7  # inner steps times entries of y, beyond which no longer solves are tried
+MOST_TERMS = 20_000
+_SAID = (
+    (Result.negative_curvature, Verdict.NO_MINIMUM),
+    (Result.inner_not_stationary, Verdict.NOT_CONVERGED),
+    (Result.series_diverged, Verdict.TRUNCATED),
+    (Result.linear_breakdown, Verdict.TRUNCATED),
+)
 ALIKE = 1e-3  # relative distance of two gradients that count for the same
 
 
@@ -39,7 +47,8 @@ def causes(claim: Claim, x: Outer, key: Key, found: Evidence, tolerance: float) 
         yield lambda: _of_implicit(claim, adjoint, x, key, found, tolerance)
     if not declared:
         yield lookalikes
-    yield lambda: _noise(claim, x, key, found, tolerance)
+    if adjoint is None:  # the library's own estimators have one key for the direction and the loss
+        yield lambda: _noise(claim, x, key, found, tolerance)
     yield lambda: _factor(found)
 
 
@@ -49,12 +58,12 @@ def _adjoint(claim: Claim) -> AbstractAdjoint | None:
 
 
 def remedy(claim: Claim, x: Outer, key: Key) -> str:
-    """What to do about an inner optimizer without a derivative at a zero gradient; empty for all others."""
+    """What to do about an inner optimizer without a derivative; empty for all others."""
     if (adjoint := _adjoint(claim)) is None:
         return ""
     estimator: Any = claim.estimator
     task = jax.tree.map(lambda a: a[0], claim.tasks)
-    return zero_gradient_remedy(estimator.problem, estimator.solver, adjoint, x, task, key)
+    return optimizer_remedy(estimator.problem, estimator.solver, adjoint, x, task, key)
 
 
 def _with(claim: Claim, **fields: Any) -> Claim:
@@ -102,7 +111,7 @@ def _of_implicit(
     exact = _exact(claim, adjoint, x, key)
     better = _with(claim, adjoint=dataclasses.replace(adjoint, inverse=exact, precondition=None))
     gradient = gradient_of(better, x, key)
-    if found.error(np.asarray(found.directions) @ gradient) <= 10 * tolerance:
+    if _agrees(found, gradient, 10 * tolerance):
         away = _apart(found.gradient, gradient)
         series, enough = _terms(claim, adjoint, gradient, x, key, tolerance)
         reason = f"{adjoint.inverse} leaves a relative error of {away:.2g}; an exact linear solve agrees."
@@ -113,17 +122,27 @@ def _of_implicit(
                 reason += " More of them make it worse: the series diverges. Lower its scale, or leave it out."
         return Finding(Verdict.TRUNCATED, reason, series)
     solver = claim.estimator.solver  # pyright: ignore[reportAttributeAccessIssue]
-    return _longer(better, solver, x, key, found, tolerance) if isinstance(solver, AbstractIterativeSolver) else None
+    longer = _longer(better, solver, x, key, found, tolerance) if isinstance(solver, AbstractIterativeSolver) else None
+    return longer or _certified(claim, x, key, found)
+
+
+def _agrees(found: Evidence, gradient: np.ndarray, tolerance: float) -> bool:
+    """Whether another gradient meets the differences."""
+    return not disagreeing(dataclasses.replace(found, gradient=gradient), tolerance).any()
 
 
 def _exact(claim: Claim, adjoint: Implicit, x: Outer, key: Key) -> AbstractInverse:
+    if (n := _size_of_y(claim, x, key)) <= SMALL:
+        return Dense()
+    estimator: Any = claim.estimator
+    return ConjugateGradient(min(n, 300)) if estimator.solver.symmetric else GMRES(100)
+
+
+def _size_of_y(claim: Claim, x: Outer, key: Key) -> int:
     estimator: Any = claim.estimator
     task = jax.tree.map(lambda a: a[0], claim.tasks)
     y = eqx.filter_eval_shape(estimator.problem.begin, x, task, key)[1]
-    n = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(y))
-    if n <= SMALL:
-        return Dense()
-    return ConjugateGradient(min(n, 500)) if estimator.solver.symmetric else GMRES(200)
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(y))
 
 
 def _longer(
@@ -134,30 +153,36 @@ def _longer(
     found: Evidence,
     tolerance: float,
 ) -> Finding | None:
-    """More inner steps, four times as many at each trial, until the hypergradient and the differences agree."""
-    numbers, errors, steps = [solver.steps], [found.error()], max(1, solver.steps)
-    while steps <= MOST_STEPS // 4:
+    """More inner steps, four times as many at each trial, until the hypergradient meets the derivative of the path."""
+    path = Unroll(checkpoint="sqrt")
+    if not _agrees(found, gradient_of(_with(claim, adjoint=path), x, key), tolerance):
+        return None
+    numbers, errors, steps = [solver.steps], [found.error], max(1, solver.steps)
+    while math.isfinite(errors[-1]) and errors[-1] > tolerance:
+        if len(errors) > 1 and 4 * steps * _size_of_y(claim, x, key) > MOST_WORK:
+            break
         steps *= 4
         longer = _with(claim, solver=dataclasses.replace(solver, steps=steps))
-        slopes = np.asarray(found.directions) @ gradient_of(longer, x, key)
-        differences = differences_of(longer, x, found.directions, key)
         numbers.append(steps)
-        errors.append(dataclasses.replace(found, differences=differences).error(slopes))
-        if errors[-1] <= tolerance:
-            reason = (
-                f"after {solver.steps} inner steps y is not where the implicit function theorem holds: the error of "
-                f"{errors[0]:.2g} is gone after {steps}. Take about that many, or differentiate the steps (Unroll)."
-            )
-            return Finding(Verdict.NOT_CONVERGED, reason, Series("inner steps", numbers, errors))
-        if not math.isfinite(errors[-1]):
-            return None
-    if errors[-1] < 0.3 * errors[0]:
-        reason = (
-            f"after {solver.steps} inner steps y is not where the implicit function theorem holds: an error of "
-            f"{errors[0]:.2g}, and still {errors[-1]:.2g} after {steps}. Take a faster inner solver, or differentiate "
-            "the steps (Unroll)."
-        )
-        return Finding(Verdict.NOT_CONVERGED, reason, Series("inner steps", numbers, errors))
+        errors.append(_apart(gradient_of(longer, x, key), gradient_of(_with(longer, adjoint=path), x, key)))
+    series = Series("inner steps", numbers, errors)
+    where = f"after {solver.steps} inner steps y is not where the implicit function theorem holds"
+    unrolled = "or differentiate the steps (Unroll)."
+    if errors[-1] <= tolerance:
+        remedy = f"the error of {errors[0]:.2g} is gone after {steps}. Take about that many, {unrolled}"
+        return Finding(Verdict.NOT_CONVERGED, f"{where}: {remedy}", series)
+    if errors[-1] < 0.5 * errors[0]:
+        remedy = f"an error of {errors[0]:.2g}, and still {errors[-1]:.2g} after {steps}. Take a faster inner solver"
+        return Finding(Verdict.NOT_CONVERGED, f"{where}: {remedy}, {unrolled}", series)
+    return None
+
+
+def _certified(claim: Claim, x: Outer, key: Key, found: Evidence) -> Finding | None:
+    """What the certificate of an implicit hypergradient says itself."""
+    certificate = certificate_of(claim, x, key)
+    for result, verdict in _SAID:
+        if (certificate.result == result).any():
+            return Finding(verdict, f"{Result[result]}; a relative error of {found.error:.2g}.")
     return None
 
 
@@ -183,7 +208,7 @@ def _terms(
         case _:
             return None, None
     numbers, errors, n = [], [], max(1, given)
-    while n <= MOST_STEPS and len(numbers) < 6:
+    while n <= MOST_TERMS and len(numbers) < 6:
         changed = _with(claim, adjoint=dataclasses.replace(adjoint, inverse=make(n)))
         numbers.append(n)
         errors.append(_apart(gradient_of(changed, x, key), exact))
@@ -206,7 +231,7 @@ def _lookalikes(claim: Claim, adjoint: AbstractAdjoint | None, x: Outer, key: Ke
     else:
         return None
     same = lambda other: _apart(found.gradient, gradient_of(with_adjoint(other), x, key)) <= ALIKE
-    size = f"a relative error of {found.error():.2g}"
+    size = f"a relative error of {found.error:.2g}"
     if isinstance(adjoint, StopGradient):
         return Finding(Verdict.STOPPED, f"StopGradient() leaves dy/dx out, {size}.")
     if isinstance(adjoint, Unroll) and adjoint.first_order:
@@ -222,11 +247,10 @@ def _lookalikes(claim: Claim, adjoint: AbstractAdjoint | None, x: Outer, key: Ke
 
 def _noise(claim: Claim, x: Outer, key: Key, found: Evidence, tolerance: float) -> Finding | None:
     """Slopes that scatter from key to key about the differences' mean over the same keys."""
-    over = np.array([leaf is None for leaf in found.leaves])
-    directions = found.directions[jnp.asarray(over)]
+    directions = jnp.asarray(found.whole)
     slopes, differences = [], []
     for k in jax.random.split(key, KEYS):
-        slopes.append(np.asarray(directions) @ gradient_of(claim, x, k))
+        slopes.append(found.whole @ gradient_of(claim, x, k))
         differences.append(differences_of(claim, x, directions, k).value)
     apart = np.asarray(slopes) - np.asarray(differences)
     scatter = apart.std(0, ddof=1)

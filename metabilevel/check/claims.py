@@ -15,11 +15,12 @@ from ..differences import (
     random_directions,
 )
 from ..estimators import AbstractEstimator
+from ..info import Certificate
 from ..method import Method
 from ..precision import doubled, draws
 from ..problem import BilevelProblem, Key, Outer, Scalar, Task
 
-RANDOM, LEAVES, COORDINATES = 4, 6, 3  # directions, at most
+RANDOM, LEAVES, COORDINATES = 4, 4, 2  # directions, at most
 SETTLING = 2000  # steps after which the memory of a single-loop method is taken to have come to rest
 
 
@@ -76,18 +77,34 @@ class Evidence(eqx.Module):
     def slopes(self) -> np.ndarray:
         return np.asarray(self.directions, np.float64) @ self.gradient
 
-    def error(self, slopes: np.ndarray | None = None) -> float:
-        """Of slopes (of the gradient's own if None), relative, over the directions that move all of x."""
-        slopes = self.slopes if slopes is None else slopes
-        over = np.array([leaf is None for leaf in self.leaves])
-        rms = lambda a: float(np.sqrt(np.mean(a[over] ** 2)))
-        away, size = rms(slopes - self.differences.value), rms(self.differences.value)
-        return away / size if size else (0.0 if away == 0 else np.inf)
+    @property
+    def whole(self) -> np.ndarray:
+        """The directions that move all of x."""
+        return np.asarray(self.directions, np.float64)[[leaf is None for leaf in self.leaves]]
+
+    @property
+    def error(self) -> float:
+        """Of the slopes along `whole`, as `relative_error`."""
+        return relative_error(
+            self.whole @ self.gradient, self.differences.value[[leaf is None for leaf in self.leaves]]
+        )
+
+
+def relative_error(slopes: np.ndarray, differences: np.ndarray) -> float:
+    """Root mean square of what lies between them, relative to that of the differences."""
+    away, size = float(np.linalg.norm(slopes - differences)), float(np.linalg.norm(differences))
+    return away / size if size else (0.0 if away == 0 else np.inf)
 
 
 @eqx.filter_jit
 def _begin(claim: Claim, x: Outer, key: Key) -> PyTree:
     return claim.begin(x, key)
+
+
+@eqx.filter_jit
+def certificate_of(claim: Claim, x: Outer, key: Key) -> Certificate:
+    """A row a task."""
+    return claim.estimator(x, claim.tasks, claim.begin(x, key), key)[2].certificate
 
 
 @eqx.filter_jit

@@ -1,5 +1,6 @@
 """The check itself: in double precision for the mathematics, then in the precision of x for its digits."""
 
+import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -82,9 +83,19 @@ def check_method(
     check_problem(method.problem, x, jax.tree.map(lambda a: a[0], batch), k_check)
     estimator = method.estimator
     if isinstance(estimator, SingleLoop):
-        whole = SingleLoop(estimator.problem, estimator.loop, None, estimator.slots, estimator.slot)
-        return _examine(Claim(whole, jax.tree.map(lambda a: a[:1], batch), method), x, k_check, tolerance)
+        first = jax.tree.map(lambda a: a[:1], batch)
+        return _examine(Claim(_on_all_examples(estimator, x, first, k_check), first, method), x, k_check, tolerance)
     return _examine(Claim(estimator, batch), x, k_check, tolerance)
+
+
+def _on_all_examples(estimator: SingleLoop, x: Outer, tasks: Task, key: Key) -> SingleLoop:
+    """Without minibatches, unless the method must have them."""
+    whole = dataclasses.replace(estimator, minibatches=None)
+    try:
+        eqx.filter_eval_shape(whole.init, x, tasks, key)
+    except InputError:
+        return estimator
+    return whole
 
 
 def _examine(claim: Claim, x: Outer, key: Key, tolerance: float) -> Check:
@@ -119,14 +130,14 @@ def _judge(claim: Claim, x: Outer, key: Key, found: Evidence, tolerance: float) 
         if rough.all():
             text = "the differences settle at no step size: the outer loss is rough, or does not depend on x to see."
             return Finding(Verdict.UNDECIDED, text)
-        return Finding(Verdict.RIGHT, f"slopes and differences agree to {found.error():.1g}.")
+        return Finding(Verdict.RIGHT, f"slopes and differences agree to {found.error:.1g}.")
     for cause in causes(claim, x, key, found, tolerance):
         if (finding := cause()) is not None:
             return finding
     worst = [name for name, b in zip(found.names, bad, strict=True) if b]
     return Finding(
         Verdict.WRONG,
-        f"slopes and differences lie {found.error():.2g} apart, relative to the differences, and no known cause "
+        f"slopes and differences lie {found.error:.2g} apart, relative to the differences, and no known cause "
         f"explains it. They disagree along {', '.join(worst)}.",
     )
 
@@ -143,7 +154,7 @@ def _digits(claim: Claim, x: Outer, key: Key, found: Evidence, tolerance: float)
         narrow = gather(claim, x, key)
         if not disagreeing(narrow, 0.1).any():
             return None
-        away = narrow.error()
+        away = narrow.error
     if away <= FEW_DIGITS * tolerance:
         return None
     return Finding(
@@ -164,7 +175,7 @@ def _check(finding: Finding, found: Evidence) -> Check:
     return Check(
         finding.verdict,
         finding.reason,
-        found.error(),
+        found.error,
         tuple(rows),
         differences.steps.tolist(),
         differences.table.tolist(),

@@ -18,6 +18,7 @@ class Verdict(enum.StrEnum):
 
     RIGHT = "right"
     NOT_CONVERGED = "inner solve not converged"
+    NO_MINIMUM = "inner solve at no minimum"
     TRUNCATED = "linear solve truncated"
     FIRST_ORDER = "second derivatives dropped"
     STOPPED = "inner solve taken for a constant"

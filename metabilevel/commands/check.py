@@ -94,9 +94,12 @@ def _refuse(target: str, **given: Any) -> None:
 def _method(
     name: str, tasks: Entry | None, options: dict[str, str], task_options: dict[str, str]
 ) -> tuple[Method, TaskDistribution, str]:
-    if Path(name).is_dir():
-        raise InputError(f"The directory {name!r} holds no run (config.json).")
-    entry = find(METHODS, name)
+    try:
+        entry = find(METHODS, name)
+    except InputError as error:
+        if Path(name).is_dir():
+            raise InputError(f"The directory {name!r} holds no run (config.json).") from error
+        raise
     if tasks is None:
         families = ", ".join(each.name for each in entries(TASKS))
         raise InputError(f"check {entry.name}: on which tasks? --tasks NAME, one of {families}.")

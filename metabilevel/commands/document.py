@@ -18,7 +18,7 @@ class Document:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """What others print meanwhile goes to standard error."""
-        self._stream = sys.stdout
+        self._stream, self.printed = sys.stdout, False
         with redirect_stdout(sys.stderr):
             yield
 
