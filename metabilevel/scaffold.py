@@ -69,8 +69,9 @@ class Package:
                     missing.mkdir()
                     undo.callback(missing.rmdir)
                 for name, text in self.texts().items():
-                    undo.callback((folder / name).unlink, missing_ok=True)
-                    (folder / name).write_text(text, "utf-8")
+                    with (folder / name).open("x", encoding="utf-8") as file:
+                        undo.callback((folder / name).unlink)
+                        file.write(text)
             except OSError as error:
                 raise InputError(f"{error.filename or folder} cannot be written: {error.strerror}.") from error
             undo.pop_all()
