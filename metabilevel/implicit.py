@@ -101,13 +101,15 @@ class Implicit(AbstractAdjoint):
 
         z, pull, (y0, k_solve) = jax.vjp(start, x, has_aux=True)
         k_inner, k_outer = jax.random.split(k_solve)
-        y, precondition = self._reach(problem, solver, z, y0, task, k_inner)
+        with jax.named_scope("inner_solve"):
+            y, precondition = self._reach(problem, solver, z, y0, task, k_inner)
         loss = jax.value_and_grad(problem.objective, (0, 1), has_aux=True)
         (value, metrics), (direct, slope) = loss(z, y, task, k_outer)
         residual = lambda z, y: solver.residual(problem, z, y, task, k_inner)
         self._check(solver, jax.eval_shape(residual, z, y), y)
         system = _system(residual, z, y, slope, solver.symmetric, precondition, k_inner)
-        v, iterations, result = self.inverse(system)
+        with jax.named_scope("linear_solve"):
+            v, iterations, result = self.inverse(system)
         r, cross = jax.vjp(lambda z: residual(z, y), z)
         unravel = ravel_pytree(y)[1]
         gradient = pull(jax.tree.map(jnp.subtract, direct, cross(unravel(v))[0]))[0]

@@ -56,12 +56,14 @@ class BilevelProblem(eqx.Module):
     outer_loss: Callable[[Outer, Inner, Task, Key], Scalar | tuple[Scalar, Metrics]]
     prepare: Callable[[Outer, Task, Key], Outer] = lambda x, task, key: x
 
+    @jax.named_scope("beginning")
     def begin(self, x: Outer, task: Task, key: Key) -> tuple[Outer, Any, Key]:
         """z, y0, and a key for what follows."""
         k_init, k_solve, k_prepare = jax.random.split(key, 3)
         z = self.prepare(x, task, k_prepare)
         return z, self.init(z, task, k_init), k_solve
 
+    @jax.named_scope("outer_loss")
     def objective(self, x: Outer, y: Inner, task: Task, key: Key) -> tuple[Any, Any]:
         """F with its metrics as arrays; an outer loss that gives none has an empty dictionary of them.
 

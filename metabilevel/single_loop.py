@@ -116,7 +116,8 @@ class SingleLoop(AbstractEstimator):
         anew = lambda _: (self._begin(x, task, jax.random.fold_in(k_other, 0)), jnp.int32(0), jnp.bool_(True))
         memory, t, _ = jax.lax.while_loop(lambda s: ~s[2], anew, (memory, t, alive))
         oracles = Oracles(self.problem, task, self.minibatches)
-        direction, (value, metrics), memory = self.loop.step(oracles, x, memory, t, k_step)
+        with jax.named_scope("single_loop"):
+            direction, (value, metrics), memory = self.loop.step(oracles, x, memory, t, k_step)
         residual = norm(oracles.inner_gradient(x, memory.y, Sample(None, jax.random.fold_in(k_other, 1))))
         alive = all_finite(value, direction, memory.y)
         return (value, (metrics, certify(residual, alive), (memory, t + 1, alive))), direction

@@ -241,10 +241,12 @@ def _walk(self: _Windowed, adjoint: Unroll, x: Outer, run: Run) -> tuple[Scalar,
     point = jax.tree.map(lambda a, b: jnp.where(begins, a, b), (y0, self.solver.init(z, y0)), run.point)
     read = lambda z, y, i: self.problem.objective(z, y, run.task, jax.random.fold_in(k_outer, i))
     walk = _Walk(self.solver, self.window, read)
-    end, (losses, metrics) = adjoint(self.problem, walk, z, (point, run.done), run.task, k_inner)
+    with jax.named_scope("inner_solve"):
+        end, (losses, metrics) = adjoint(self.problem, walk, z, (point, run.done), run.task, k_inner)
     value = losses @ jax.lax.dynamic_slice_in_dim(_weights(self).astype(losses.dtype), run.done, self.window)
     at = jax.lax.stop_gradient((z, end))
-    residual = norm(self.solver.residual(self.problem, at[0], at[1][0], run.task, k_inner))
+    with jax.named_scope("certificate"):
+        residual = norm(self.solver.residual(self.problem, at[0], at[1][0], run.task, k_inner))
     last = jax.tree.map(lambda a: jax.lax.stop_gradient(a[-1]), metrics)
     run = run._replace(point=at[1], done=run.done + self.window)
     return value, (last, certify(residual, all_finite(value)), run)

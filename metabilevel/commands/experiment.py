@@ -17,6 +17,7 @@ from ..method import Method
 from ..optimizees import AbstractOptimizee
 from ..planning import Plan, readable, require_room
 from ..problem import Key, Outer
+from ..profiling import Profile, profile
 from ..progress import track
 from ..registry import KINDS, METHODS, TASKS, find, load_method, load_tasks
 from ..solvers import AbstractIterativeSolver
@@ -236,6 +237,20 @@ class Experiment:
             progress=progress,
         )
         return Judgement(step, split, episodes, seed, self.protocol, as_rows(scores), numbers(x))
+
+    @memory_errors()
+    def profile(self, run: Run) -> Profile:
+        """Some more steps from the newest checkpoint of `run` on, which are traced and forgotten; and a judgement."""
+        found = run.restore(self.start())
+        if found is None:
+            raise RunError(f"The run in {run.path} has no checkpoint yet.")
+        key, folder = jax.random.key(self.config.seed), run.path / "profile"
+        seen = profile(self.method, self.tasks, self.optimizer, found.tree, folder, key=key, meta_batch=self.meta_batch)
+        score = lambda: self.judge(found.tree.chosen, found.step, seed=self.config.seed, progress=False)
+        score()  # compiles, where the run was finished before
+        begun = time.perf_counter()
+        judged = score()
+        return replace(seen, scoring=(time.perf_counter() - begun) / judged.episodes)
 
     @property
     def meta_batch(self) -> int:

@@ -19,15 +19,17 @@ from ..plots import curves
 from ..registry import TASKS, Entry, load_method, load_tasks
 from ..schema import Option, configure, options
 from ..storage.config import Config, Environment, Plugin
+from ..storage.files import write_json
 from ..storage.runs import CONFIG, Run, require_unused
 from .experiment import META_BATCH, OPTIMIZERS, TRAIN_OPTIONS, Experiment
 from .interrupts import Interrupted, Interrupts
 from .judgement import Judgement
 from .output import json_option, note, show
+from .profiled import tables
 from .types import Assignment, Count, Folder, PluginName, PluginValue, Positive, Size
 
 OWN = "method_"  # begins the names of the parameters that are the method's
-PICTURE = "curves.png"
+PICTURE, PROFILE = "curves.png", "profile.json"
 COMMON = [
     click.Option(["--tasks"], type=PluginName(TASKS), required=True, is_eager=True, help="The task family."),
     click.Option(["--task-option"], type=Assignment(), multiple=True, help="An option of the tasks; repeatable."),
@@ -59,6 +61,11 @@ COMMON = [
         ["--memory-budget"],
         type=Size(),
         help="What the process may hold, as 8GiB: task chunk, checkpoints and mixed mode are picked to fit.",
+    ),
+    click.Option(
+        ["--profile"],
+        is_flag=True,
+        help=f"Trace some more steps at the end into DIR/profile; {PROFILE} says where time and memory go.",
     ),
     click.Option(
         ["--out"],
@@ -128,6 +135,7 @@ def _run(
     task_option: tuple[tuple[str, str], ...],
     out: Path | None,
     resume: bool,
+    profile: bool,
     **given: Any,
 ) -> None:
     out = out or Path("runs", f"{entry.name}-{tasks.name}-{given['seed']}")
@@ -151,10 +159,17 @@ def _run(
                     summary = _finish(run, experiment, interrupts, False if as_json else None)
                 else:
                     note(f"The run in {out} is finished. Give more --steps to go on with it.")
+                document, parts = {"run": str(out), **summary}, []
+                if profile:
+                    found = experiment.profile(run)
+                    document["profile"] = asdict(found)
+                    write_json(out / PROFILE, document["profile"])
+                    trace = f"The trace is in {out / 'profile'}, for Perfetto or TensorBoard"
+                    parts = [*tables(found, _title(config)), trace]
             except Interrupted as stop:
                 raise Interrupted(stop.signum, f"{stop} Resume with: {_again()}") from stop
     judged = Judgement(**summary["evaluation"])
-    show(as_json, {"run": str(out), **summary}, judged.table(_title(config)), f"The run is in {out}")
+    show(as_json, document, judged.table(_title(config)), *parts, f"The run is in {out}")
     judged.require_finite()
 
 
