@@ -83,3 +83,8 @@ def test_outside_method_on_the_command_line_in_double_precision(site: Path, tmp_
     assert config["environment"]["x64"] is True
     again = json.loads(python(site, cli, "evaluate", str(out), "--json"))
     assert again["rows"] == found["evaluation"]["rows"]
+
+
+def test_outside_method_has_a_test_with_the_kit(site: Path):
+    pytest_ = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "builds or direction-like-x", str(EXAMPLE)]
+    assert "2 passed" in python(site, *pytest_)
