@@ -28,7 +28,21 @@ adjoint   how dy/dx is had [default: metabilevel.Unroll()]
 key       a jax.random.key [default: jax.random.key(0)]
 
 Of several problems, FILE.py:NAME says which; they share the other names. One with its own is a dictionary of them all,
-as of the arguments of metabilevel.hypergradient: NAME = dict(problem=..., x=..., solver=...)."""
+as of the arguments of metabilevel.hypergradient: NAME = dict(problem=..., x=..., solver=...). A whole file:
+
+\b
+import jax.numpy as jnp
+import metabilevel as mb
+import optax
+\b
+data = jnp.array([1.0, 2.0, 3.0])
+problem = mb.BilevelProblem(
+    init=lambda x, task, key: jnp.zeros(3),
+    inner_loss=lambda x, y, task, key: jnp.sum((y - data) ** 2) + jnp.exp(x) * jnp.sum(y**2),
+    outer_loss=lambda x, y, task, key: jnp.sum((y - 1.0) ** 2),
+)
+x = 0.0
+solver = mb.GradientDescent(optax.sgd(0.1), steps=100)"""
 
 _PARTS = ("problem", "x", "task", "key", "solver", "adjoint")
 _SOLVER = "solver = metabilevel.GradientDescent(optax.sgd(0.1), steps=100)"
@@ -114,15 +128,17 @@ def _case(title: str, path: Path, parts: Mapping[str, Any]) -> Case:
     key = parts.get("key", 0)
     if isinstance(key, int):
         key = jax.random.key(key)
-    case = Case(title, parts["problem"], x, parts.get("task"), key, parts["solver"], parts.get("adjoint", Unroll()))
+    problem, task, solver = parts["problem"], parts.get("task"), parts["solver"]
+    adjoint = parts.get("adjoint", Unroll())
     try:
-        check_parts(case.problem, case.solver, case.adjoint)
+        check_parts(problem, solver, adjoint)
         if not isinstance(key, jax.Array):
             raise InputError(f"key is of type {type(key).__name__}: jax.random.key(0), or an integer, is wanted.")
-        check_problem(case.problem, canonical(x, "x"), case.task, key)
+        x = canonical(x, "x")
+        check_problem(problem, x, task, key)
     except Exception as error:
         raise InputError(f"{title}: {_place(error, path)}{_said(error)}") from error
-    return case
+    return Case(title, problem, x, task, key, solver, adjoint)
 
 
 def _is_problem(value: Any) -> bool:
@@ -151,8 +167,9 @@ def _run(path: Path) -> ModuleType:
 
 def _place(error: BaseException, path: Path) -> str:
     """The last line of the user's file that the error went through."""
-    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == path]
-    if isinstance(error, SyntaxError) and error.filename == str(path):
+    here = lambda name: name is not None and Path(name).resolve() == path.resolve()
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if here(f.filename)]
+    if isinstance(error, SyntaxError) and here(error.filename):
         lines = [error.lineno]
     return f"line {lines[-1]}: " if lines else ""
 
