@@ -81,15 +81,16 @@ def advise(
         raise InputError("x holds no entry: there is no hypergradient to estimate.")
     check_problem(problem, x, task, key)
     y = eqx.filter_eval_shape(problem.begin, x, task, key)[1]
-    ways = {each.name: each for each in candidates(solver, x, y)}
+    n, m = (sum(a.size for a in jax.tree.leaves(tree)) for tree in (x, y))
+    ways = {each.name: each for each in candidates(solver, n, m)}
     fit = {name: way for name, way in ways.items() if not way.unfit}
     rows = {name: Row(name, way.family, way.line, note=way.unfit) for name, way in ways.items()}
     programs: dict[str, Program] = {}
-    with bar(progress) as shown, compiling(fit, problem, solver, x, task, key) as compiled:
+    with bar(progress) as shown:
         shown_id = shown.add_task("the reference", total=len(fit) + 2)
         reference = refer(problem, solver, x, task, key, target)
         shown.advance(shown_id)
-        for name, made in compiled:
+        for name, made in compiling(fit, problem, solver, x, task, key):
             shown.update(shown_id, description=f"compiling {name}")
             if note := _refused(made, budget_bytes):
                 size = made.temporaries if isinstance(made, Program) else None

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import equinox as eqx
-from jax.tree_util import tree_leaves
 
 from ..adjoints import AbstractAdjoint, ForwardMode, StopGradient, Unroll
 from ..implicit import Implicit
@@ -19,7 +18,6 @@ from ..linear import (
     Neumann,
     Nystrom,
 )
-from ..problem import Inner, Outer
 from ..solvers import AbstractInnerSolver, AbstractIterativeSolver, ClosedForm, Trajectory
 
 TANGENTS = 100  # entries of x up to which forward mode is tried
@@ -76,9 +74,8 @@ def written(module: object) -> str:
     return f"mb.{type(module).__name__}({', '.join(said)})"
 
 
-def candidates(solver: AbstractInnerSolver, x: Outer, y: Inner) -> list[Candidate]:
-    """All of them, each once; `x` and `y` need but shapes."""
-    n, m = (sum(a.size for a in tree_leaves(tree)) for tree in (x, y))
+def candidates(solver: AbstractInnerSolver, n: int, m: int) -> list[Candidate]:
+    """All of them, each once, for an x of `n` entries and a y of `m`."""
     found = [*_unrolled(solver), *_forward(n), *_implicit(solver, m), *_sampled(solver, n)]
     return list({each.name: each for each in found}.values())
 

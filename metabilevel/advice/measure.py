@@ -4,7 +4,6 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -42,7 +41,6 @@ class Run(NamedTuple):
     seconds: float
 
 
-@contextmanager
 def compiling(
     candidates: Mapping[str, Candidate],
     problem: BilevelProblem,
@@ -50,11 +48,10 @@ def compiling(
     x: Outer,
     task: Task,
     key: Key,
-) -> Iterator[Iterator[tuple[str, Program | Exception]]]:
+) -> Iterator[tuple[str, Program | Exception]]:
     """Every candidate as a program of one task, or what its tracing or its compilation raised.
 
-    Tracing is done here, one after another; then the compiler works on `COMPILERS` programs at once, while the caller
-    may do something else.
+    Tracing is done here, one after another; the compiler works on `COMPILERS` programs at once.
     """
     arrays, rest = eqx.partition((x, task, key), eqx.is_array)
 
@@ -76,7 +73,8 @@ def compiling(
                 waiting[name] = error
             else:
                 waiting[name] = pool.submit(_program, lowered, arrays, time.perf_counter() - begun)
-        yield ((name, _made(each)) for name, each in waiting.items())
+        for name, each in waiting.items():
+            yield name, _made(each)
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
+from jaxtyping import PyTree
 
 from ..adjoints import StopGradient, Unroll, solved
 from ..differences import central_differences, random_directions
@@ -18,7 +19,7 @@ from ..implicit import Implicit
 from ..info import Result
 from ..linear import GMRES, ConjugateGradient, Dense
 from ..precision import double_precision, doubled
-from ..problem import BilevelProblem, Key, Outer, Scalar, Task
+from ..problem import BilevelProblem, Inner, Key, Outer, Scalar, Task
 from ..solvers import AbstractInnerSolver, inner_gradient
 from .candidates import ROWS, steps_of
 
@@ -150,14 +151,23 @@ def _solution(
     problem: BilevelProblem, solver: Converged, x: Outer, task: Task, key: Key
 ) -> tuple[np.ndarray | None, str]:
     """The implicit hypergradient at the solution, and why there is none."""
-    y = eqx.filter_eval_shape(problem.begin, x, task, key)[1]
+    y, residual = eqx.filter_eval_shape(_ends, problem, solver.solver, x, task, key)
+    if jax.tree.map(jnp.shape, residual) != jax.tree.map(jnp.shape, y):
+        return None, f"the residual of {type(solver.solver).__name__} is not shaped like y"
     size = sum(a.size for a in jax.tree.leaves(y))
     inverse = Dense() if size <= ROWS else ConjugateGradient(ROWS) if solver.symmetric else GMRES(100)
     adjoint = Implicit(inverse, tolerance=EXACT, linear_tolerance=EXACT)
     reached, gradient = eqx.filter_jit(adjoint.hypergradient)(problem, solver, x, task, key)
     if reached.certificate.result == Result.success:
         return _flat(gradient), ""
-    return None, f"near the y reached {Result[reached.certificate.result]}"
+    return None, f"near the y reached, {Result[reached.certificate.result]}"
+
+
+def _ends(problem: BilevelProblem, solver: AbstractInnerSolver, x: Outer, task: Task, key: Key) -> tuple[Inner, PyTree]:
+    """y, and the residual there."""
+    z, y0, k_solve = problem.begin(x, task, key)
+    y = solver.solve(problem, z, y0, task, k_solve)
+    return y, solver.residual(problem, z, y, task, k_solve)
 
 
 def _value(problem: BilevelProblem, solver: AbstractInnerSolver) -> Callable[..., Scalar]:
