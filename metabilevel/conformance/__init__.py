@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from ..tasks import TaskDistribution
+from . import analytic, behaviour, interface, state
 from .bench import Factory
-from .interface import builds, carry_stable, direction_like_x, info_complete, traces_without_leaks
 from .outcome import Nonconformity as Nonconformity
 from .outcome import NotApplicable as NotApplicable
 from .outcome import Outcome as Outcome
@@ -22,7 +22,8 @@ from .trial import Trial
 
 _CHECKS: dict[str, Callable[[Trial], None]] = {
     check.__name__.replace("_", "-"): check
-    for check in (builds, traces_without_leaks, direction_like_x, carry_stable, info_complete)
+    for module in (interface, state, behaviour, analytic)
+    for check in module.CHECKS
 }
 CHECKS: dict[str, str] = {name: " ".join((check.__doc__ or "").split()) for name, check in _CHECKS.items()}
 

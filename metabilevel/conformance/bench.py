@@ -1,13 +1,18 @@
 """A method on one family of tasks: what the checks look at, computed once."""
 
+import gc
 import inspect
+import re
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
+import numpy as np
 from jaxtyping import PyTree
 
 from ..errors import InputError
@@ -38,12 +43,26 @@ class Found(NamedTuple):
     info: Info
 
 
+class Program(NamedTuple):
+    """What a trace of the estimator gave: its operations in words, and the arrays that they hold."""
+
+    text: str
+    constants: list[np.ndarray]
+
+    def __eq__(self, other: object) -> bool:
+        same = isinstance(other, Program) and (self.text, len(self.constants)) == (other.text, len(other.constants))
+        return same and all(map(np.array_equal, self.constants, other.constants))
+
+
 class Bench:
-    """`factory`'s method on `family` with batches of `size` tasks, in single or double precision."""
+    """`factory`'s method on `family` with batches of `size` tasks, in single or double precision.
+
+    `traces` counts how often the estimator was traced; `inputs` are references to the tracers of the last time.
+    """
 
     def __init__(self, factory: Factory, family: Family, size: int, double: bool):
         self.factory, self.family, self.size, self.double = factory, family, size, double
-        self.traces = 0
+        self.traces, self.inputs = 0, []
         self._started: dict[int, Point] = {}
         self._found: dict[int, Found] = {}
         with self.precision():
@@ -53,7 +72,7 @@ class Bench:
                 raise TypeError(f"the factory gives {type(self.method).__name__}: a Method is wanted.")
             self._init = eqx.filter_jit(self.method.init)
             self._begin = eqx.filter_jit(self.method.estimator.init)
-            self._estimate = eqx.filter_jit(self._counted)
+            self._estimate = jax.jit(self._counted)
 
     @contextmanager
     def precision(self) -> Iterator[None]:
@@ -64,6 +83,7 @@ class Bench:
 
     def _counted(self, point: Point) -> Found:
         self.traces += 1
+        self.inputs = [weakref.ref(tracer) for tracer in jax.tree.leaves(point)]
         return Found(*self.method.estimator(*point))
 
     def raw(self, seed: int) -> Outer:
@@ -71,15 +91,26 @@ class Bench:
         with self.precision():
             return self._init(jax.random.key(seed))
 
+    def batch(self, seed: int) -> Task:
+        """Tasks of the training split."""
+        with self.precision():
+            return sample_batch(self.tasks, jax.random.key(seed + 1000), "train", self.size)
+
     def start(self, seed: int) -> Point:
         """The arguments of the first call."""
         if seed not in self._started:
             with self.precision():
-                k_tasks, k_carry, k_call = jax.random.split(jax.random.key(seed + 1000), 3)
-                x = canonical(self.raw(seed), "x")
-                tasks = sample_batch(self.tasks, k_tasks, "train", self.size)
+                k_carry, k_call = jax.random.split(jax.random.key(seed + 2000))
+                x, tasks = canonical(self.raw(seed), "x"), self.batch(seed)
                 self._started[seed] = Point(x, tasks, self._begin(x, tasks, k_carry), k_call)
         return self._started[seed]
+
+    def alone(self, seed: int) -> Point:
+        """The same with the first task alone."""
+        point = self.start(seed)
+        with self.precision():
+            tasks = jax.tree.map(lambda a: a[:1], point.tasks)
+            return point._replace(tasks=tasks, carry=self.method.estimator.init(point.x, tasks, point.key))
 
     def first(self, seed: int) -> Found:
         """What the first call gives."""
@@ -92,10 +123,37 @@ class Bench:
         with self.precision():
             return jax.block_until_ready(self._estimate(point))
 
-    def fresh(self, point: Point) -> Found:
-        """The carry of other tasks, and the compiled estimator on it."""
+    def outliving(self) -> list[str]:
+        """Of what type are the tracers of the last trace that something still refers to."""
+        gc.collect()
+        return [tracer.aval.str_short() for tracer in (reference() for reference in self.inputs) if tracer is not None]
+
+    def on(self, tasks: Task, point: Point) -> Found:
+        """The first call with other tasks than those of `point`, from a carry of their own."""
         with self.precision():
-            return self(point._replace(carry=self._begin(point.x, point.tasks, jax.random.key(7))))
+            return self(point._replace(tasks=tasks, carry=self._begin(point.x, tasks, jax.random.key(2000))))
+
+    @cached_property
+    def program(self) -> Program:
+        """What is compiled."""
+        return self.program_of(self._estimate)
+
+    @cached_property
+    def rebuilt(self) -> Method:
+        """The method once more, from nothing."""
+        with self.precision():
+            return self.factory(self.family().subject)
+
+    def compiled(self, method: Method) -> Any:
+        """The estimator of `method`, to be traced anew."""
+        return jax.jit(lambda point: Found(*method.estimator(*point)))
+
+    def program_of(self, estimate: Any) -> Program:
+        """What is compiled of `estimate`."""
+        with self.precision():
+            traced = estimate.trace(next(iter(self._started.values()))).jaxpr
+        words = re.sub(r"0x[0-9a-f]+", "", str(traced))  # where an object lies says nothing
+        return Program(words, [np.asarray(a) for a in traced.consts])
 
 
 def choose(factory: Factory, tasks: Family | None) -> tuple[str, Bench]:
@@ -104,19 +162,21 @@ def choose(factory: Factory, tasks: Family | None) -> tuple[str, Bench]:
     **Raises:** `NotApplicable` where it takes none; `Nonconformity` where it fails on one that it takes.
     """
     families = {"the tasks given": tasks} if tasks is not None else fitting(factory)
+    told = tasks is not None or _annotation(factory) is not None
     reasons = []
     for name, family in families.items():
         for size in (3, 1):
             try:
                 bench = Bench(factory, family, size, double=True)
                 _meets(bench)
-                return name, bench
             except InputError as error:
                 reasons.append(f"{name}, {size} at once: {error}")
-            except (TypeError, AttributeError) as error:
-                if tasks is not None or _annotation(factory) is not None:
+            except Exception as error:
+                if told:
                     raise Nonconformity(f"on {name}: {type(error).__name__}: {error}") from error
                 reasons.append(f"{name}, {size} at once: {type(error).__name__}: {error}")
+            else:
+                return name, bench
     raise NotApplicable(
         "the method takes none of the kit's families; give it tasks of your own: checks(factory, tasks=my_tasks). "
         + "; ".join(reasons)

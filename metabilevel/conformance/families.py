@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
+from ..errors import InputError
 from ..learner import Learner, classification, regression
 from ..method import Posed
-from ..networks import MLP
+from ..networks import MLP, AbstractNetwork
 from ..optimizees import AbstractOptimizee, from_function
 from ..problem import BilevelProblem
 from ..solvers import GradientDescent
@@ -163,6 +164,86 @@ def optimizees() -> TaskDistribution:
     return from_function(start, loss, sample)
 
 
+class Linear(AbstractNetwork):
+    """output = inputs @ weights: the squared error is a quadratic function of the weights."""
+
+    in_size: int = eqx.field(static=True)
+
+    @property
+    def outputs(self) -> int:
+        return 1
+
+    @property
+    def batch_statistics(self) -> bool:
+        return False
+
+    def init(self, key):
+        return {"body": {}, "head": {"weights": jax.random.normal(key, (self.in_size, 1))}}
+
+    def activations(self, params, inputs, key=None):
+        return []
+
+    def body(self, params, inputs, key=None):
+        return inputs
+
+    def head(self, params, features):
+        return features @ params["weights"]
+
+
+CASES: dict[str, tuple[float, ...]] = {
+    "quadratic": (0.6, 1.4),
+    "isotropic": (1.0, 1.0),
+    "one-dimension": (1.0,),
+    "ill-conditioned": (1.0, 0.01),
+}  # eigenvalues of the inner Hessian
+
+
+def case(subject: Any, spectrum: tuple[float, ...]) -> TaskDistribution:
+    """A problem for subjects of the kind of `subject`, whose inner loss is a quadratic with eigenvalues `spectrum`.
+
+    **Raises:** `InputError` for a kind of which there is none.
+    """
+    d = len(spectrum)
+    if isinstance(subject, Posed):
+        return Quadratics(quadratic_subject(d, d), spectrum)
+    if isinstance(subject, Learner):
+        return Regressions(regression(Linear(d)), spectrum)
+    raise InputError(f"the kit has no quadratics for methods that are built on a {type(subject).__name__}")
+
+
+class Quadratics(TaskDistribution):
+    """Posed, with 64 examples that are all alike, so that a minibatch sees what all of them say."""
+
+    single: ClassVar[bool] = True
+    subject: Posed
+    spectrum: tuple[float, ...] = eqx.field(static=True)
+
+    def sample(self, key, split):
+        return quadratic_task(key, turned(key, self.spectrum), len(self.spectrum), examples=64, noise=0.0)
+
+
+class Regressions(TaskDistribution):
+    """Linear regressions; the squared error of the support set has the Hessian 2 X^T X / n."""
+
+    single: ClassVar[bool] = True
+    subject: Learner
+    spectrum: tuple[float, ...] = eqx.field(static=True)
+
+    def sample(self, key, split):
+        d, n = len(self.spectrum), 6
+        k_inputs, k_query, k_targets = jax.random.split(key, 3)
+        columns = jnp.linalg.qr(jax.random.normal(k_inputs, (n, d)))[0]
+        inputs = columns @ jnp.linalg.cholesky(turned(key, self.spectrum) * n / 2).T
+        support, query = jax.random.normal(k_targets, (2, n, 1))
+        return Episode(Data(inputs, support), Data(jax.random.normal(k_query, (n, d)), query))
+
+
+def turned(key: Any, spectrum: tuple[float, ...]) -> Array:
+    """A symmetric matrix of these eigenvalues, along random axes."""
+    axes = jnp.linalg.qr(jax.random.normal(key, (len(spectrum), len(spectrum))))[0]
+    return axes @ jnp.diag(jnp.array(spectrum)) @ axes.T
+
+
 FAMILIES: dict[str, tuple[type, Family]] = {
     "posed quadratics": (Posed, posed_quadratics),
     "optimizees": (AbstractOptimizee, optimizees),
@@ -172,3 +253,19 @@ FAMILIES: dict[str, tuple[type, Family]] = {
     "a data set of 1,000 examples": (Learner, data_set),
     "images": (Learner, images),
 }  # by the kind of their subject; a method is tried on them in this order
+
+
+def still(tasks: Any) -> Any:
+    """Tasks of these families whose inner gradient is exactly zero where the inner solve starts: inputs and targets of
+    the support set are zero, and so are the terms linear in y."""
+    nothing = lambda tree: jax.tree.map(
+        lambda a: a if jnp.issubdtype(a.dtype, jnp.integer) else jnp.zeros_like(a), tree
+    )
+    match tasks:
+        case Episode(support=Data(inputs=Inner() as inner)):
+            zero = Inner(inner.a, *nothing(inner[1:]))
+            return tasks._replace(support=tasks.support._replace(inputs=zero))
+        case Episode():
+            return tasks._replace(support=nothing(tasks.support))
+        case _:
+            return nothing(tasks)

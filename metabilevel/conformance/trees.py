@@ -1,5 +1,6 @@
 """Pytrees side by side: what differs, in words."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -22,6 +23,11 @@ def flat(tree: PyTree) -> np.ndarray:
     """All entries of the floating leaves in one vector of double precision."""
     leaves = [a.astype(float).ravel() for a in arrays(tree).values() if np.issubdtype(a.dtype, np.inexact)]
     return np.concatenate(leaves) if leaves else np.zeros(0)
+
+
+def mean(trees: Sequence[PyTree]) -> PyTree:
+    """Of each leaf the mean, in its own precision."""
+    return jax.tree.map(lambda *leaves: np.mean(np.stack([np.asarray(a) for a in leaves]), 0), *trees)
 
 
 def kinds(tree: PyTree) -> dict[str, str]:

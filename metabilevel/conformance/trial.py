@@ -1,11 +1,16 @@
 """One method under trial: its benches, which the checks share."""
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cache, cached_property
 
-from .bench import Bench, Factory, choose
-from .families import Family
+import jax
+
+from ..errors import InputError
+from ..tasks import sample_batch
+from .bench import Bench, Factory, Found, Point, choose
+from .families import CASES, Family, case
 from .outcome import Nonconformity, NotApplicable
+from .trees import unequal
 
 
 class Trial:
@@ -33,10 +38,49 @@ class Trial:
         try:
             bench.first(self.seeds[0])
         except Exception as error:
-            raise NotApplicable("the estimator raises: see `traces-without-leaks`") from error
+            raise NotApplicable("the estimator raises: see `runs`") from error
         return bench
 
     @cached_property
     def single(self) -> Bench:
         """As `bench`, in single precision."""
         return Bench(self.bench.factory, self.bench.family, self.bench.size, double=False)
+
+    @cached_property
+    def deterministic(self) -> bool:
+        """Whether nothing of a first call depends on the key."""
+        bench = self.bench
+
+        def same(seed: int) -> bool:
+            with bench.precision():
+                other = bench(bench.start(seed)._replace(key=jax.random.key(seed + 5000)))
+            return unequal(other[::2], bench.first(seed)[::2], "", 1e-10) is None
+
+        return all(map(same, self.seeds))
+
+    @cached_property
+    def uncompiled(self) -> Found:
+        """A first call of the estimator as it is: on the first task alone where that can be compared with the task in
+        a batch, on all elsewhere."""
+        bench, seed = self.bench, self.seeds[0]
+        with bench.precision():
+            return Found(*bench.method.estimator(*(bench.alone(seed) if self.deterministic else bench.start(seed))))
+
+    @cache  # noqa: B019 - lives as long as the test
+    def quadratic_bench(self, dimension: int) -> Bench:
+        """The method on quadratics of this dimension, a task at a time."""
+        family = lambda: case(self.bench.tasks.subject, (1.0,) * dimension)
+        try:
+            bench = Bench(self.factory, family, 1, double=True)
+            bench.start(self.seeds[0])
+        except InputError as error:
+            raise NotApplicable(f"the method refuses the kit's quadratics: {error}") from error
+        return bench
+
+    def quadratic(self, name: str, seed: int) -> tuple[Bench, Point]:
+        """The bench of an analytic case, and the arguments of its first call."""
+        bench = self.quadratic_bench(len(CASES[name]))
+        with bench.precision():
+            point = bench.start(seed)
+            tasks = sample_batch(case(self.bench.tasks.subject, CASES[name]), jax.random.key(seed), "train", 1)
+            return bench, point._replace(tasks=tasks, carry=bench.method.estimator.init(point.x, tasks, point.key))

@@ -56,7 +56,7 @@ class HOAG(mb.AbstractEstimator):
         z, y, k_solve = self.problem.begin(x, task, key)
         residual = optax.tree.norm(self.solve(0.0).residual(self.problem, z, y, task, k_solve))
         warm = self.estimate(self.solve(0.0), 0.0).init(x, tasks, key)
-        return Carry(jnp.ones((), int), jnp.ones(()), jnp.array(jnp.inf), jnp.zeros(()), x, residual, warm)
+        return Carry(jnp.ones((), int), jnp.ones(()), jnp.asarray(jnp.inf, float), jnp.zeros(()), x, residual, warm)
 
     def __call__(self, x, tasks, carry, key):
         now, last = self.tolerance(carry.k), self.tolerance(carry.k - 1)
