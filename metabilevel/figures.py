@@ -170,7 +170,7 @@ def _draw_panel(axes: "Axes", panel: Panel, colours: dict[str, str]) -> None:
             axes.set(**{f"{letter}scale": "log"})
             low, high = axis.get_view_interval()
             subs = (1,) if high > 1e3 * low else (1, 2, 5)
-            axis.set_major_locator(LogLocator(subs=subs) if high > 4 * low else MaxNLocator(5))
+            axis.set_major_locator(LogLocator(subs=subs, numticks=7) if high > 4 * low else MaxNLocator(5))
             axis.set_major_formatter(StrMethodFormatter("{x:g}"))
             axis.set_minor_formatter(NullFormatter())
         elif values and all(float(value).is_integer() for value in values):

@@ -1,12 +1,15 @@
 """What the tests share: where the data lie, and double precision."""
 
 import os
+import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
 import pytest
 
+from metabilevel.cli import main
 from metabilevel.data import data_folder
 
 # XLA optimises little, in the commands that are tested too: nearly all the time of a test is compilation. Without its
@@ -64,3 +67,22 @@ def data_files() -> Callable[..., list[Path]]:
         return paths
 
     return find
+
+
+@pytest.fixture
+def invoke(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[..., tuple[int, str, str]]:
+    """The program in this process and an empty directory: exit status, standard output, standard error."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+
+    def invoke(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["metabilevel", *arguments])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return end.value.code, *capsys.readouterr()  # pyright: ignore[reportReturnType]
+
+    return invoke

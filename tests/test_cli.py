@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +18,7 @@ import jax
 import pytest
 from click.testing import CliRunner
 
-from metabilevel.cli import COMMANDS, cli, main
+from metabilevel.cli import COMMANDS, cli
 from metabilevel.commands import experiment
 from metabilevel.registry import METHODS, REPRO, TASKS, entries, find, load_method
 from metabilevel.schema import options
@@ -33,23 +32,6 @@ SUBCOMMANDS = {"repro": ("list", "show", "run"), "data": ("list", "fetch", "veri
 
 Invoke = Callable[..., tuple[int, str, str]]
 Install = Callable[..., None]
-
-
-@pytest.fixture
-def invoke(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Invoke:
-    """The program in this process and an empty directory: exit status, standard output, standard error."""
-    folder = tmp_path / "here"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-
-    def invoke(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["metabilevel", *arguments])
-        with pytest.raises(SystemExit) as end:
-            main()
-        return end.value.code, *capsys.readouterr()  # pyright: ignore[reportReturnType]
-
-    return invoke
 
 
 @pytest.fixture
