@@ -75,7 +75,7 @@ def check(entry: Entry, as_json: bool) -> None:
         "checks": [asdict(outcome) for outcome in found],
         "stamp": stamp and str(stamp),
     }
-    table = Table("check", "finding", title=str(entry), title_justify="left")
+    table = Table("check", "finding", title=f"{entry.name} of {entry}", title_justify="left")
     for outcome in found:
         table.add_row(outcome.name, ": ".join(filter(None, [outcome.status, outcome.message])))
     counted = ", ".join(f"{number} {status}" for status, number in counts.items())
