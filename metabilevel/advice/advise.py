@@ -118,10 +118,10 @@ def advise(
     )
 
 
-def _refused(made: Program | Exception, budget: int | None) -> str:
+def _refused(made: Program | str, budget: int | None) -> str:
     """Why a candidate that applies is not run, empty where it is."""
-    if isinstance(made, Exception):
-        return " ".join(f"{type(made).__name__}: {made}".split())
+    if isinstance(made, str):
+        return made
     if budget is not None and made.temporaries is not None and made.temporaries > budget:
         return f"takes {readable(made.temporaries)}, above the budget"
     return ""

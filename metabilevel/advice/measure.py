@@ -48,8 +48,8 @@ def compiling(
     x: Outer,
     task: Task,
     key: Key,
-) -> Iterator[tuple[str, Program | Exception]]:
-    """Every candidate as a program of one task, or what its tracing or its compilation raised.
+) -> Iterator[tuple[str, Program | str]]:
+    """Every candidate as a program of one task, or, in words, what its tracing or its compilation raised.
 
     Tracing is done here, one after another; the compiler works on `COMPILERS` programs at once.
     """
@@ -64,35 +64,33 @@ def compiling(
 
     pool = ThreadPoolExecutor(COMPILERS)
     try:
-        waiting: dict[str, Future[Program] | Exception] = {}
+        waiting: dict[str, Future[Program | str]] = {}
         for name, candidate in candidates.items():
             begun = time.perf_counter()
-            try:
-                lowered = traced(candidate)
-            except Exception as error:  # noqa: BLE001 - whatever a user's problem or solver refuses, the caller says
-                waiting[name] = error
-            else:
-                waiting[name] = pool.submit(_program, lowered, arrays, time.perf_counter() - begun)
-        for name, each in waiting.items():
-            yield name, _made(each)
+            lowered = _or_error(traced, candidate)
+            waiting[name] = pool.submit(_program, lowered, arrays, time.perf_counter() - begun)
+        for name, future in waiting.items():
+            yield name, future.result()
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _made(waiting: Future[Program] | Exception) -> Program | Exception:
-    if isinstance(waiting, Exception):
-        return waiting
-    error = waiting.exception()
-    if error is None:
-        return waiting.result()
-    if isinstance(error, Exception):
-        return error
-    raise error
+def _or_error(fn: Callable[..., Any], *args: Any) -> Any:
+    """What `fn(*args)` gives, or, as text, whatever a user's problem or solver raises.
+
+    Not the exception: by its traceback it would keep what was traced, and with it the precision of constants.
+    """
+    try:
+        return fn(*args)
+    except Exception as error:  # noqa: BLE001
+        return " ".join(f"{type(error).__name__}: {error}".split())
 
 
-def _program(lowered: Any, arrays: Any, tracing: float) -> Program:
+def _program(lowered: Any, arrays: Any, tracing: float) -> Program | str:
     begun = time.perf_counter()
-    program = lowered.compile()
+    program = lowered if isinstance(lowered, str) else _or_error(lowered.compile)
+    if isinstance(program, str):
+        return program
     planned = Footprint.of(program)
     return Program(
         lambda: jax.block_until_ready(program(arrays)),

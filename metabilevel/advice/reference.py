@@ -96,10 +96,9 @@ def refer(
         with double_precision(value, x, task, key):
             start = lambda *given: doubled(problem.init(*given))
             wide, by, at, on = doubled((replace(problem, init=start), solver, x, task))
-            if _in_double(wide, by, at, on, key):
-                path, double = _path(wide, by, at, on, key)
-                if abs(double - single) <= SAME * max(abs(double), abs(single)):
-                    return _refer(path, wide, by, at, on, key, target)
+            found = _in_double(wide, by, at, on, key)
+            if found is not None and abs(found[1] - single) <= SAME * max(abs(found[1]), abs(single)):
+                return _refer(found[0], wide, by, at, on, key, target)
     path, _ = _path(problem, solver, x, task, key)
     return _refer(path, problem, solver, x, task, key, target)
 
@@ -178,10 +177,14 @@ def _flat(gradient: Outer) -> np.ndarray:
     return np.asarray(ravel_pytree(gradient)[0], np.float64)
 
 
-def _in_double(problem: BilevelProblem, solver: AbstractInnerSolver, x: Outer, task: Task, key: Key) -> bool:
-    """Whether F and y are of double precision: arrays of a stated type are not, and loops may refuse a mixture."""
+def _in_double(
+    problem: BilevelProblem, solver: AbstractInnerSolver, x: Outer, task: Task, key: Key
+) -> tuple[np.ndarray, float] | None:
+    """As `_path`, where F and y are of double precision: arrays of a stated type are not, and loops, or constants that
+    jax met in single precision before, may refuse a mixture, which then is to be tried in single."""
     try:
         value, (_, _, y) = eqx.filter_eval_shape(solved, problem, solver, StopGradient(), x, task, key)
-    except TypeError:
-        return False
-    return all(a.dtype == np.float64 for a in jax.tree.leaves((value, y)))
+        double = all(a.dtype == np.float64 for a in jax.tree.leaves((value, y)))
+        return _path(problem, solver, x, task, key) if double else None
+    except (TypeError, ValueError):
+        return None
