@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..adjoints import AbstractAdjoint, StopGradient, Unroll, optimizer_remedy
+from ..adjoints import AbstractAdjoint, ForwardMode, StopGradient, Unroll, optimizer_remedy
 from ..estimators import Nested, WarmStarted
 from ..implicit import Implicit
 from ..info import Result
@@ -47,7 +47,7 @@ def causes(claim: Claim, x: Outer, key: Key, found: Evidence, tolerance: float) 
         yield lambda: _of_implicit(claim, adjoint, x, key, found, tolerance)
     if not declared:
         yield lookalikes
-    if adjoint is None:  # the library's own estimators have one key for the direction and the loss
+    if not isinstance(adjoint, Unroll | ForwardMode | StopGradient | Implicit):  # which have one key for all they do
         yield lambda: _noise(claim, x, key, found, tolerance)
     yield lambda: _factor(found)
 
