@@ -172,6 +172,35 @@ def test_another_key_is_noise_and_the_same_one_is_right():
     assert mb.check_method(plain, plain.init(KEY), Numbers(), key=KEY).right
 
 
+class Changed(mb.AbstractAdjoint):
+    """An adjoint of somebody's own, whose gradient is not that of the value beside it."""
+
+    factor: float
+    rekey: bool
+    unseen = "Nothing."
+
+    def __call__(self, problem, solver, x, y0, task, key):
+        return mb.Unroll()(problem, solver, x, y0, task, key)
+
+    def hypergradient(self, problem, solver, x, task, key, begin=lambda y0: y0):
+        other = jax.random.fold_in(key, 1) if self.rekey else key
+        reached, _ = mb.Unroll().hypergradient(problem, solver, x, task, key, begin)
+        gradient = mb.Unroll().hypergradient(problem, solver, x, task, other, begin)[1]
+        return reached, jax.tree.map(lambda a: self.factor * a, gradient)
+
+
+@pytest.mark.parametrize(
+    ("factor", "rekey", "verdict"),
+    [(1.0, False, "right"), (-1.0, False, "wrong sign"), (3.0, False, "wrong scale"), (1.0, True, "noise")],
+)
+def test_adjoints_of_somebody_else_are_seen_through(factor, rekey, verdict):
+    adjoint = Changed(factor, rekey)
+    task = jnp.array([1.0, -0.5, 2.0])
+    problem = noisy().problem
+    found = mb.check_hypergradient(problem, jnp.ones(3), task, key=KEY, solver=descent(5), adjoint=adjoint)
+    assert found.verdict == verdict, found.reason
+
+
 @pytest.mark.parametrize(
     ("method", "tasks", "verdict"),
     [
