@@ -12,8 +12,9 @@ without pytest. `CHECKS` has their names, each with what it demands.
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from ..errors import InputError, did_you_mean
 from ..tasks import TaskDistribution
-from . import analytic, behaviour, interface, state
+from . import analytic, behaviour, interface, inverses, state
 from .bench import Factory
 from .outcome import Nonconformity as Nonconformity
 from .outcome import NotApplicable as NotApplicable
@@ -22,7 +23,7 @@ from .trial import Trial
 
 _CHECKS: dict[str, Callable[[Trial], None]] = {
     check.__name__.replace("_", "-"): check
-    for module in (interface, state, behaviour, analytic)
+    for module in (interface, state, behaviour, analytic, inverses)
     for check in module.CHECKS
 }
 CHECKS: dict[str, str] = {name: " ".join((check.__doc__ or "").split()) for name, check in _CHECKS.items()}
@@ -67,12 +68,22 @@ def run(
     tasks: Callable[[], TaskDistribution] | None = None,
     direction_is_the_gradient: bool | None = None,
     seeds: Sequence[int] = (0, 1, 2),
+    only: Sequence[str] | None = None,
     on_outcome: Callable[[Outcome], None] = lambda outcome: None,
 ) -> list[Outcome]:
-    """What every check finds, without pytest; arguments as of `checks`, and `on_outcome` is told of each at once."""
+    """What every check finds, without pytest.
+
+    **Arguments:** as of `checks`; `only` are the names of the checks to be made, all if None; `on_outcome` is told of
+    each outcome at once.
+
+    **Raises:** `InputError` for a check that there is not.
+    """
+    for name in only or ():
+        if name not in _CHECKS:
+            raise InputError(f"only: there is no check {name!r}.{did_you_mean(name, _CHECKS)}")
     trial = Trial(method_factory, tasks, direction_is_the_gradient, seeds)
     outcomes = []
-    for name in _CHECKS:
+    for name in _CHECKS if only is None else only:
         outcomes.append(_outcome(name, trial))
         on_outcome(outcomes[-1])
     return outcomes

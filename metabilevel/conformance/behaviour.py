@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from ..solvers import AbstractIterativeSolver
 from ..tasks import Episode
 from .bench import Bench, Found, Point
 from .families import still
@@ -227,7 +228,7 @@ def float32(trial: Trial) -> None:
         if said:
             raise Nonconformity(
                 f"in single precision {said}, as in double precision (seed {seed}): differences of nearly equal "
-                "numbers (finite differences with a tiny step), or an epsilon below 1e-38, lose what single precision has."
+                "numbers (finite differences with a tiny step), or an epsilon below 1e-38, lose what it has."
             )
 
 
@@ -275,6 +276,34 @@ def adapts(trial: Trial) -> None:
                     )
 
 
+def adapts_as_trained(trial: Trial) -> None:
+    """The losses in training are not those of a test with one inner step more, or one fewer."""
+    bench = trial.bench
+    solver = bench.method.solver
+    if not isinstance(solver, AbstractIterativeSolver) or solver.steps < 1:
+        raise NotApplicable("the inner solver of a test takes no steps")
+    if not trial.deterministic:
+        raise NotApplicable("the losses depend on the key")
+    near = (solver.steps - 1, solver.steps, solver.steps + 1)
+    with bench.precision():
+        curve = jax.jit(lambda x, task, key: [row["loss"] for row in bench.method.curve(x, task, key, near)])
+        for seed in trial.seeds:
+            point = bench.start(seed)
+            fewer, same, more = map(float, curve(point.x, jax.tree.map(lambda a: a[0], point.tasks), point.key))
+            trained = float(bench.first(seed).info.loss[0])
+            off = {steps: loss for steps, loss in zip(near, (fewer, same, more), strict=True) if _close(loss, trained)}
+            if off and not any(_close(same, loss) for loss in off.values()):
+                raise Nonconformity(
+                    f"in training a task has the loss {trained:.6g}, which a test has after {next(iter(off))} inner "
+                    f"steps and not after the {solver.steps} that it takes ({same:.6g}; seed {seed}). One of the two "
+                    "counts its steps wrongly."
+                )
+
+
+def _close(a: float, b: float) -> bool:
+    return abs(a - b) <= 1e-10 * (abs(a) + abs(b))
+
+
 CHECKS = (
     jit,
     float32,
@@ -286,4 +315,5 @@ CHECKS = (
     recovers,
     zero_gradient,
     adapts,
+    adapts_as_trained,
 )

@@ -50,8 +50,9 @@ class Program(NamedTuple):
     constants: list[np.ndarray]
 
     def __eq__(self, other: object) -> bool:
-        same = isinstance(other, Program) and (self.text, len(self.constants)) == (other.text, len(other.constants))
-        return same and all(map(np.array_equal, self.constants, other.constants))
+        if not isinstance(other, Program) or len(self.constants) != len(other.constants) or self.text != other.text:
+            return False
+        return all(map(np.array_equal, self.constants, other.constants))
 
 
 class Bench:

@@ -84,7 +84,7 @@ def _saved_and_read(carry: object) -> object:
     """As a checkpoint does it: to the host, and back."""
 
     def leaf(a):
-        if jax.dtypes.issubdtype(a.dtype, jax.dtypes.prng_key):
+        if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
             return jax.random.wrap_key_data(jax.device_get(jax.random.key_data(a)))
         return jnp.asarray(jax.device_get(a).copy())
 
