@@ -7,7 +7,6 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -21,6 +20,7 @@ from .method import Method, in_chunks
 Checkpoint: TypeAlias = Literal["step", "sqrt"] | int | None
 
 UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
+SPARED = 0.5  # of the memory of the method's own way: below it, the leaner way of the first two is the faster one
 FEW = 4  # tasks at once, where as many as the machine likes are too many
 
 
@@ -136,7 +136,7 @@ def choose(
     begun, before, seen, refused = time.perf_counter(), held(), set(), {}
 
     def measured(group: list[Plan]) -> list[tuple[int | None, Plan, Programs]]:
-        """What each loop adds, the least first; nothing of a program that was seen already."""
+        """What each loop adds, the fastest first; nothing of a program that was seen already."""
         found = []
         for way in group:
             compiles = programs(way)
@@ -144,7 +144,10 @@ def choose(
                 seen.add(text)
                 loop = Footprint.of(compiles.loop.compile())
                 found.append((loop and loop.added, way, compiles))
-        return sorted(found, key=itemgetter(0)) if len(found) > 1 else found
+        match found:
+            case [(int(own), *_), (int(leaner), *_)] if leaner < SPARED * own:
+                return found[::-1]
+        return found
 
     def finished(way: Plan, peak: int | None) -> Plan:
         return dataclasses.replace(
@@ -176,8 +179,9 @@ def ways(method: Method, task_chunk: int | None) -> list[list[Plan]]:
     """Ways to compute `method`, which give the same directions but for rounding, in the order of their speed.
 
     As measured (benchmarks/README.md): first the method's own, and a checkpoint after every inner step with products
-    in mixed mode, of which the one with fewer temporaries was always the faster; then checkpoints after about sqrt(K)
-    steps; then fewer tasks at once. What the method has of this already is kept, and so is `task_chunk` if given.
+    in mixed mode, which was the faster one wherever it spared much memory, and the slower one elsewhere; then
+    checkpoints after about sqrt(K) steps; then fewer tasks at once. What the method has of this already is kept, and so
+    is `task_chunk` if given.
     """
     chunks = (None, FEW, 1) if task_chunk is None else (task_chunk,)
     unrolls = [a for a in jax.tree.leaves(method.estimator, is_leaf=_is_unroll) if _is_unroll(a)]
