@@ -24,6 +24,7 @@ benchmarks: $(VENV)/installed  ## speed and memory, side by side with the textbo
 	$(BIN)/python benchmarks/conv_maml.py
 	$(BIN)/python benchmarks/sinusoid.py
 	$(BIN)/python benchmarks/unroll_memory.py
+	$(BIN)/python benchmarks/memory_plan.py
 	$(BIN)/python benchmarks/implicit.py
 	$(BIN)/python benchmarks/learned_optimizer.py
 	$(BIN)/python benchmarks/single_loop.py
