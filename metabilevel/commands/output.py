@@ -12,7 +12,7 @@ from .document import DOCUMENT
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-WIDTH = 120  # of a table that goes to a file or a pipe
+WIDTH = 140  # of a table that goes to a file or a pipe
 
 
 def json_option(command: F) -> F:
