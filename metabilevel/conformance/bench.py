@@ -12,16 +12,19 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, PyTree
 
 from ..errors import InputError
 from ..info import Info
 from ..method import Method
-from ..problem import Key, Outer, Task, canonical, check_problem
+from ..problem import BilevelProblem, Key, Outer, Task, canonical, check_problem
 from ..tasks import TaskDistribution, sample_batch
 from .families import FAMILIES, Family
 from .outcome import Nonconformity, NotApplicable
+from .trees import parts
 
 Factory = Callable[..., Method]
 
@@ -123,6 +126,20 @@ class Bench:
         """The compiled estimator."""
         with self.precision():
             return jax.block_until_ready(self._estimate(point))
+
+    @cached_property
+    def value_at_solution(self) -> Any:
+        """x, task, key -> F(x, y(x)) where y(x) is the inner solution, found by Newton's method from y0."""
+        problem = [*parts(self.method.estimator, BilevelProblem), self.method.problem][0]
+
+        def value(x: Outer, task: Task, key: Key) -> Array:
+            z, y0, k = problem.begin(x, task, key)
+            y, unravel = ravel_pytree(y0)
+            inner = lambda y: problem.inner_loss(z, unravel(y), task, k)
+            newton = lambda _, y: y - jnp.linalg.lstsq(jax.hessian(inner)(y), jax.grad(inner)(y))[0]
+            return problem.objective(z, unravel(jax.lax.fori_loop(0, 4, newton, y)), task, k)[0]
+
+        return jax.jit(value)
 
     def outliving(self) -> list[str]:
         """Of what type are the tracers of the last trace that something still refers to."""

@@ -87,9 +87,9 @@ def data_set() -> TaskDistribution:
 
 
 def images() -> TaskDistribution:
-    """One task of three classes of coloured images of 4 x 4 pixels."""
-    learner = classification(MLP(48, (3,), WAYS, "tanh"), ways=(WAYS, WAYS))
-    return _single(Supervised(learner, (4, 4, 3), 12, 12))
+    """One task of three classes of coloured images of 2 x 2 pixels."""
+    learner = classification(MLP(12, (3,), WAYS, "tanh"), ways=(WAYS, WAYS))
+    return _single(Supervised(learner, (2, 2, 3), WAYS, WAYS))
 
 
 def _single(family: Supervised) -> TaskDistribution:

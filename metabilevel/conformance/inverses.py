@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..linear import AbstractInverse, LinearSystem
-from .analytic import parts
 from .outcome import Nonconformity, NotApplicable
+from .trees import parts
 from .trial import Trial
 
 SPECTRA = {

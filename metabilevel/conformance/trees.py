@@ -25,6 +25,12 @@ def flat(tree: PyTree) -> np.ndarray:
     return np.concatenate(leaves) if leaves else np.zeros(0)
 
 
+def parts(tree: PyTree, kind: type) -> list[Any]:
+    """The modules of a kind inside another module."""
+    found = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, kind))
+    return [node for node in found if isinstance(node, kind)]
+
+
 def mean(trees: Sequence[PyTree]) -> PyTree:
     """Of each leaf the mean, in its own precision."""
     return jax.tree.map(lambda *leaves: np.mean(np.stack([np.asarray(a) for a in leaves]), 0), *trees)

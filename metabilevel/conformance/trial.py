@@ -4,13 +4,17 @@ from collections.abc import Sequence
 from functools import cache, cached_property
 
 import jax
+import numpy as np
 
 from ..errors import InputError
 from ..tasks import sample_batch
 from .bench import Bench, Factory, Found, Point, choose
 from .families import CASES, Family, case
 from .outcome import Nonconformity, NotApplicable
-from .trees import unequal
+from .trees import flat, unequal
+
+CALLS = 150
+AT_REST = 1e-8  # relative change of the direction and the loss over a call
 
 
 class Trial:
@@ -77,6 +81,7 @@ class Trial:
             raise NotApplicable(f"the method refuses the kit's quadratics: {error}") from error
         return bench
 
+    @cache  # noqa: B019 - likewise
     def quadratic(self, name: str, seed: int) -> tuple[Bench, Point]:
         """The bench of an analytic case, and the arguments of its first call."""
         bench = self.quadratic_bench(len(CASES[name]))
@@ -84,3 +89,17 @@ class Trial:
             point = bench.start(seed)
             tasks = sample_batch(case(self.bench.tasks.subject, CASES[name]), jax.random.key(seed), "train", 1)
             return bench, point._replace(tasks=tasks, carry=bench.method.estimator.init(point.x, tasks, point.key))
+
+    @cache  # noqa: B019 - likewise
+    def settled(self, name: str, seed: int) -> tuple[Point, Found]:
+        """An analytic case where the estimator, x held, has come to rest or made `CALLS` calls: its arguments there,
+        and what it gives."""
+        bench, point = self.quadratic(name, seed)
+        found = bench(point)
+        for _ in range(CALLS):
+            point = point._replace(carry=found.carry)
+            before, found = found, bench(point)
+            change = np.abs(flat((found.direction, found.info.loss)) - flat((before.direction, before.info.loss)))
+            if change.max(initial=0.0) <= AT_REST * np.abs(flat(found.direction)).max(initial=0.0):
+                break
+        return point, found
