@@ -60,17 +60,17 @@ def other_kind(got: PyTree, wanted: PyTree, name: str) -> str | None:
     return None
 
 
-def unequal(got: PyTree, wanted: PyTree, name: str, tolerance: float = 0.0) -> str | None:
+def unequal(got: PyTree, wanted: PyTree, name: str, tolerance: float = 0.0, floor: float = 0.0) -> str | None:
     """The leaf in which the two differ most, with both its values there; None where they differ nowhere.
 
-    `tolerance` is relative to the largest entry of all floating leaves of `wanted`; 0 compares bit for bit. NaN equals
-    NaN.
+    `tolerance` is relative to the largest entry of all floating leaves of `wanted`, or to `floor`; 0 compares bit for
+    bit. NaN equals NaN.
     """
     have, want = arrays(got), arrays(wanted)
     if have.keys() != want.keys():
         return f"{name} has the leaves {sorted(have)} where {sorted(want)} are wanted"
     values = flat(wanted)
-    scale = np.abs(values[np.isfinite(values)]).max(initial=0.0)
+    scale = np.abs(values[np.isfinite(values)]).max(initial=floor)
     worst, found = 0.0, None
     for path, a in have.items():
         b = want[path]

@@ -76,7 +76,7 @@ class Trial:
         family = lambda: case(self.bench.tasks.subject, (1.0,) * dimension)
         try:
             bench = Bench(self.factory, family, 1, double=True)
-            bench.start(self.seeds[0])
+            bench.first(self.seeds[0])
         except InputError as error:
             raise NotApplicable(f"the method refuses the kit's quadratics: {error}") from error
         return bench
