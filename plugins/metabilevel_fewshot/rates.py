@@ -52,7 +52,7 @@ def lslr(learner: Learner, train: Policy, test: Policy, *, first_order: bool = F
     - `multi_step`: outer steps over which the outer loss goes from the mean over all inner steps to the last one
       (MAML++: 7,500); 0 for the last one from the start.
     """
-    start = lambda y: jax.tree.map(lambda a: jnp.full(max(train.steps, 1), train.learning_rate), y)
+    start = lambda y: jax.tree.map(lambda a: jnp.full(max(train.steps, 1), train.learning_rate, float), y)
     at = lambda rates, i: jax.tree.map(lambda a: a[jnp.minimum(i, len(a) - 1)], rates)
     method = _learned(learner, train, test, start, at, Unroll(first_order))
     if not multi_step:

@@ -85,7 +85,7 @@ def r2d2(learner: Learner, *, ridge: float = 1.0, scale: float = 10.0, learn_rid
         scores = with_bias(features) @ y
         return among(one_hot(learner, support), x["scale"] * scores + x["bias"]) if is_labelled(support) else scores
 
-    init = lambda key: _scaled(scale) | ({"log_ridge": jnp.asarray(fixed)} if learn_ridge else {})
+    init = lambda key: _scaled(scale) | ({"log_ridge": jnp.asarray(fixed, float)} if learn_ridge else {})
     return closed_form(learner, formula, inner_loss, outputs, init=init)
 
 
@@ -116,7 +116,7 @@ def lrd2(learner: Learner, *, ridge: float = 1.0, scale: float = 1.0, iterations
     def outputs(x, y, support, features):
         return among(one_hot(learner, support), x["scale"] * with_bias(features) @ y + x["bias"])
 
-    init = lambda key: {**_scaled(scale), "log_ridge": jnp.asarray(fixed)}
+    init = lambda key: {**_scaled(scale), "log_ridge": jnp.asarray(fixed, float)}
     return closed_form(learner, formula, inner_loss, outputs, init=init)
 
 

@@ -90,7 +90,7 @@ def distillation(
     def init(key: Any) -> Any:
         x = {"inputs": noise * jax.random.normal(key, (len(labels), *_shape(learner)))}
         soft = {"targets": jax.nn.one_hot(labels, learner.network.outputs)} if soft_labels else {}
-        return x | soft | ({"log_rate": jnp.log(learning_rate)} if learn_rate else {})
+        return x | soft | ({"log_rate": jnp.log(jnp.asarray(learning_rate, float))} if learn_rate else {})
 
     def inner_loss(x: Any, y: Any, task: Any, key: Any) -> Any:
         outputs, shrink = learner.predict(y, x["inputs"]), decay / 2 * optax.tree_utils.tree_norm(y, squared=True)

@@ -94,4 +94,4 @@ def hypercleaning(
     solver = lambda steps: descent(optimizer, learning_rate, steps)
     estimator = (WarmStarted if warm_start else Nested)(problem, solver(steps), derivative)
     start = 0.0 if constraint == "sigmoid" else min(1.0, bound / examples)
-    return Method(problem, lambda key: jnp.full(examples, start), estimator, solver(test_steps))
+    return Method(problem, lambda key: jnp.full(examples, start, float), estimator, solver(test_steps))
