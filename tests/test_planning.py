@@ -74,6 +74,8 @@ def test_the_programs_of_a_plan_are_those_of_the_run(sines):
         x, _ = mb.fit(method, tasks, OPTIMIZER, steps=2, every=1, validation=3, **GIVEN)
         mb.evaluate(method, x, tasks, key=GIVEN["key"], episodes=3, steps=[0, 4])
     assert not [name for name in compiled if name in ("_loop", "_certified", "_block")]
+    with pytest.raises(mb.InputError, match=r"the memory budget is 1\.00 MiB"):
+        mb.fit(method, tasks, OPTIMIZER, steps=2, memory_budget=2**20, **GIVEN)
 
 
 @contextmanager
@@ -186,7 +188,7 @@ def test_the_largest_program_of_a_run_counts(sines, optimised):
     plan = choose(sines[1], sorting(SIZES, others=20))
     assert plan.compiled == 1
     assert 20 * one < plan.peak < 20 * one + 2 * held()
-    with pytest.raises(mb.InputError, match=r"at the least \(as many tasks at once as the machine likes, checkpoint"):
+    with pytest.raises(mb.InputError, match="at the least"):
         choose(sines[1], sorting(SIZES, others=20), budget=held() + 10 * one)
 
 
