@@ -50,7 +50,9 @@ def learned_schedules(
         errors.count("batch", batch, 1)
 
     def init(key: Any) -> Any:
-        fill = lambda value, shape: jax.tree.map(lambda a: jnp.full(shape, value, float), jax.eval_shape(learner.init, key))
+        fill = lambda value, shape: jax.tree.map(
+            lambda a: jnp.full(shape, value, float), jax.eval_shape(learner.init, key)
+        )
         x = {"log_rate": fill(jnp.log(learning_rate), steps)}
         if learn == "all":
             x |= {"logit_momentum": fill(jnp.log(momentum / (1 - momentum)), steps)}
