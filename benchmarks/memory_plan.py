@@ -30,8 +30,8 @@ PEAKS = [  # network, examples of a class, inner steps, way
 ]
 SPEEDS = [  # network, examples of a class, inner steps, tasks
     (("sine", 40), 5, 20, 25),
-    (("mlp", 1000), 5, 20, 4),
-    (("conv", 28, 32), 5, 20, 2),
+    (("mlp", 1000), 5, 20, 1),
+    (("conv", 28, 32), 5, 20, 1),
 ]
 CHECKPOINTS = (None, "step", "sqrt")
 WAYS, MIB = 5, 2**20
