@@ -257,7 +257,7 @@ FAMILIES: dict[str, tuple[type, Family]] = {
 
 def still(tasks: Any) -> Any:
     """Tasks of these families whose inner gradient is exactly zero where the inner solve starts: inputs and targets of
-    the support set are zero, and so are the terms linear in y."""
+    the support set are zero, and so are the terms linear in y. Of classes: whose gradient in some weights is zero."""
     nothing = lambda tree: jax.tree.map(
         lambda a: a if jnp.issubdtype(a.dtype, jnp.integer) else jnp.zeros_like(a), tree
     )
@@ -265,6 +265,10 @@ def still(tasks: Any) -> Any:
         case Episode(support=Data(inputs=Inner() as inner)):
             zero = Inner(inner.a, *nothing(inner[1:]))
             return tasks._replace(support=tasks.support._replace(inputs=zero))
+        case Episode(support=Data(inputs=jax.Array() as inputs, targets=targets)) if jnp.issubdtype(
+            targets.dtype, jnp.integer
+        ):  # of classes no net is sure, but where an input is always zero, weights have no gradient
+            return tasks._replace(support=Data(inputs.at[..., 0].set(0), targets))
         case Episode():
             return tasks._replace(support=nothing(tasks.support))
         case _:
