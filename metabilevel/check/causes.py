@@ -247,6 +247,8 @@ def _lookalikes(claim: Claim, adjoint: AbstractAdjoint | None, x: Outer, key: Ke
 
 def _noise(claim: Claim, x: Outer, key: Key, found: Evidence, tolerance: float) -> Finding | None:
     """Slopes that scatter from key to key about the differences' mean over the same keys."""
+    if not found.draws:
+        return None
     directions = jnp.asarray(found.whole)
     slopes, differences = [], []
     for k in jax.random.split(key, KEYS):

@@ -1,5 +1,7 @@
 """What is checked: a direction, and the function that it claims to be the derivative of."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -21,7 +23,8 @@ from ..precision import doubled, draws
 from ..problem import BilevelProblem, Key, Outer, Scalar, Task
 
 RANDOM, LEAVES, COORDINATES = 4, 4, 2  # directions, at most
-SETTLING = 2000  # steps after which the memory of a single-loop method is taken to have come to rest
+SETTLING = 2000  # steps after which the memory of a single-loop method is taken to have come to rest at the latest
+AT_REST = 1e-9  # relative change of its direction in a step
 
 
 class Claim(eqx.Module):
@@ -40,8 +43,16 @@ class Claim(eqx.Module):
         carry = self.estimator.init(x, self.tasks, key)
         if self.solved is None:
             return carry
-        step = lambda carry, k: (self.estimator(x, self.tasks, carry, k)[1], None)
-        return jax.lax.scan(step, carry, jax.random.split(key, SETTLING))[0]
+
+        def step(state: Any) -> Any:
+            i, carry, before, _ = state
+            found, carry, _ = self.estimator(x, self.tasks, carry, jax.random.fold_in(key, i))
+            flat = ravel_pytree(found)[0]
+            return i + 1, carry, flat, jnp.linalg.norm(flat - before) / jnp.linalg.norm(flat)
+
+        start = ravel_pytree(x)[0]
+        moves = lambda state: (state[0] < SETTLING) & ~(state[3] <= AT_REST)
+        return jax.lax.while_loop(moves, step, (jnp.int32(0), carry, start, jnp.ones_like(start[0])))[1]
 
     def direction(self, x: Outer, carry: PyTree, key: Key) -> Float[Array, " n"]:
         """Raveled; NaN where it is not finite on some task."""
