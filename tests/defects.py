@@ -457,10 +457,10 @@ def direction_without_a_leaf(learner: mb.Learner) -> mb.Method:
     return turned(maml(learner), lambda d: {"body": d["body"]})
 
 
-@caught_by("info-complete", "info's loss")
-def loss_of_the_batch(learner: mb.Learner) -> mb.Method:
+@caught_by("info-complete", "info's size")
+def metric_of_the_batch(learner: mb.Learner) -> mb.Method:
     def change(direction, carry, info, *given):
-        return direction, carry, dataclasses.replace(info, loss=info.loss.mean())
+        return direction, carry, dataclasses.replace(info, metrics={"size": info.loss.mean()})
 
     return around(maml(learner), change)
 
