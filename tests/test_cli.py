@@ -190,6 +190,7 @@ def test_wrong_input_as_json(invoke: Invoke):
     [
         ("import nowhere", 2, "did not import from odd-plugin 1.5 (odd_{}:odd): ModuleNotFoundError"),
         ("def odd(subject, *, rate=1): ...", 2, "option 'rate' needs an annotation"),
+        ("import sys\ndef odd(subject): sys.exit(0)", 2, "odd-plugin 1.5 (odd_{}:odd) called sys.exit(0)."),
         ("def odd(subject): return 3", 2, "odd-plugin 1.5 (odd_{}:odd) gives a int, and no Method."),
         (
             "def odd(subject): return 1 / 0",

@@ -139,6 +139,9 @@ def test_wrong_options_are_named(arguments, message, invoke, tmp_path):
         (FILE.format(loss="y", rate=1, steps=1, adjoint=UNROLL), "outer_loss must give one floating scalar"),
         (FILE.format(loss="y @ y", rate=1, steps=1, adjoint=UNROLL) + "second = mb.BilevelProblem(*3 * [max])",
          "holds 2 problems, problem, second"),
+        (FILE.format(loss="exit(0)", rate=1, steps=1, adjoint=UNROLL), "line 7: SystemExit: 0"),
+        (FILE.format(loss="y @ y", rate=1, steps=1, adjoint=UNROLL)
+         + "solver = mb.GradientDescent(optax.GradientTransformation(tuple, lambda *_: exit(0)), 1)", "sys.exit(0)"),
     ],
 )  # fmt: skip
 def test_wrong_files_are_refused(source, message, invoke, tmp_path):

@@ -276,6 +276,8 @@ def made(group: str, plugin: Plugin, load: Callable[[str], Callable[..., Any]], 
         made = factory(*subject, **plugin.options)
     except InputError as error:
         raise InputError(f"{plugin.name}: {error}") from error
+    except SystemExit as error:
+        raise PluginError(f"The {KINDS[group]} {_whose(group, name)} called sys.exit({error.code!r}).") from error
     except Exception as error:
         raise ComputationError(
             f"The {KINDS[group]} {_whose(group, name)} failed: {type(error).__name__}: {error}"

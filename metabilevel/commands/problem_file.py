@@ -136,7 +136,7 @@ def _case(title: str, path: Path, parts: Mapping[str, Any]) -> Case:
             raise InputError(f"key is of type {type(key).__name__}: jax.random.key(0), or an integer, is wanted.")
         x = canonical(x, "x")
         check_problem(problem, x, task, key)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"{title}: {_place(error, path)}{_said(error)}") from error
     return Case(title, problem, x, task, key, solver, adjoint)
 

@@ -120,6 +120,7 @@ GOOD = FILE.replace("STEPS", "2").replace("print", "str")
         (GOOD.replace("jnp.sum((y - 1.0) ** 2)", "(y - 1.0) ** 2"), None, "outer_loss must give one floating scalar"),
         (GOOD.replace("* jnp.sum(y**2) / 2", "* y**2"), None, "inner_loss must give one floating scalar"),
         (GOOD.replace("jnp.zeros(3)", "jnp.zeros(3, int)"), None, "init gives y of type int32"),
+        (GOOD.replace("jnp.sum((y - 1.0) ** 2)", "exit()"), None, "mine.py:problem: line 10: SystemExit"),
         (GOOD.replace("jnp.zeros(3)", "jnp.zeros(2)"), None, "mine.py:problem: line 9: TypeError"),
         (GOOD + "mine = dict(problem=problem, slover=1)", "mine", "has an entry 'slover'. Did you mean 'solver'?"),
     ],
