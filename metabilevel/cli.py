@@ -52,9 +52,7 @@ class Cli(LazyGroup):
         except KeyboardInterrupt as error:
             raise Failure(str(error) or "Interrupted.", 128 + getattr(error, "signum", 2)) from error
         except SystemExit as error:
-            raise Failure(
-                f"A file or a plugin called sys.exit({error.code!r}), which is not for it to do.", 2
-            ) from error
+            raise Failure(f"A file or a plugin called sys.exit({error.code!r}), and should not.", 2) from error
         except OSError as error:
             named = f"{error.filename}: {error.strerror}" if error.filename else str(error)
             raise Failure(f"{named}.", 2 if error.errno == errno.ENAMETOOLONG else 1) from error

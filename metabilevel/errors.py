@@ -27,8 +27,8 @@ class CheckpointError(InputError):
     """No checkpoint can be restored, or it does not fit."""
 
 
-def count(name: str, value: object, least: int) -> int:
-    """`value` as an integer of `least` or more, up to `MOST`.
+def count(name: str, value: object, least: int, most: int = MOST) -> int:
+    """`value` as an integer of `least` or more, up to `most`.
 
     **Raises:** `InputError` that names it.
     """
@@ -38,8 +38,8 @@ def count(name: str, value: object, least: int) -> int:
         number = None
     if number is None or isinstance(value, bool) or number < least:
         raise InputError(f"{name} = {value!r}: an integer of {least} or more is wanted.")
-    if number > MOST:
-        raise InputError(f"{name} = {value!r}: {MOST} or less is wanted.")
+    if number > most:
+        raise InputError(f"{name} = {value!r}: {most} or less is wanted.")
     return number
 
 

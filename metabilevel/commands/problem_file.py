@@ -13,7 +13,7 @@ import click
 import jax
 
 from ..adjoints import AbstractAdjoint, Unroll, check_parts
-from ..errors import InputError, did_you_mean
+from ..errors import InputError, count, did_you_mean
 from ..problem import BilevelProblem, Key, Outer, Task, canonical, check_problem
 from ..solvers import AbstractInnerSolver
 
@@ -25,7 +25,7 @@ x         the outer variable at which to look (or x0)
 solver    the inner solver, e.g. metabilevel.GradientDescent(optax.sgd(0.1), steps=100)
 task      what the problem's functions take for it [default: None]
 adjoint   how dy/dx is had [default: metabilevel.Unroll()]
-key       a jax.random.key [default: jax.random.key(0)]
+key       a jax.random.key, or an integer as its seed [default: 0]
 
 Of several problems, FILE.py:NAME says which; they share the other names. One with its own is a dictionary of them all,
 as of the arguments of metabilevel.hypergradient: NAME = dict(problem=..., x=..., solver=...). A whole file:
@@ -126,15 +126,15 @@ def _case(title: str, path: Path, parts: Mapping[str, Any]) -> Case:
     if "solver" not in parts:
         raise InputError(f"{path} says no solver, by which y is found: {_SOLVER}, for one.")
     key = parts.get("key", 0)
-    if isinstance(key, int):
-        key = jax.random.key(key)
     problem, task, solver = parts["problem"], parts.get("task"), parts["solver"]
     adjoint = parts.get("adjoint", Unroll())
     try:
         check_parts(problem, solver, adjoint)
+        if isinstance(key, int):
+            key = jax.random.key(count("key", key, 0, 2**32 - 1))
         if not isinstance(key, jax.Array):
             raise InputError(f"key is of type {type(key).__name__}: jax.random.key(0), or an integer, is wanted.")
-        x = canonical(x, "x")
+        x = canonical(jax.tree.map(lambda a: float(a) if type(a) is int else a, x), "x")  # x = 3 means 3.0
         check_problem(problem, x, task, key)
     except (Exception, SystemExit) as error:
         raise InputError(f"{title}: {_place(error, path)}{_said(error)}") from error

@@ -116,7 +116,9 @@ GOOD = FILE.replace("STEPS", "2").replace("print", "str")
         ),
         (GOOD.replace("mb.Implicit(mb.ConjugateGradient(20))", "mb.Implicit"), None, "adjoint is the class Implicit"),
         (GOOD + "key = 'zero'", None, "key is of type str"),
-        (GOOD.replace("x = 0.0", "x = 3"), None, "x holds int32"),
+        (GOOD + "key = 2**80", None, "mine.py:problem: key = 1208925819614629174706176: 4294967295 or less is wanted"),
+        (GOOD.replace("x = 0.0", "x = jnp.array(3)"), None, "x holds int32"),
+        (GOOD.replace("x = 0.0", "x = 10**400"), None, "OverflowError"),
         (GOOD.replace("jnp.sum((y - 1.0) ** 2)", "(y - 1.0) ** 2"), None, "outer_loss must give one floating scalar"),
         (GOOD.replace("* jnp.sum(y**2) / 2", "* y**2"), None, "inner_loss must give one floating scalar"),
         (GOOD.replace("jnp.zeros(3)", "jnp.zeros(3, int)"), None, "init gives y of type int32"),
@@ -140,6 +142,12 @@ def test_a_file_may_hold_several_problems_with_parts_of_their_own(write):
     assert isinstance(other.adjoint, mb.Unroll)
     assert jnp.array_equal(first.task, other.task)
     assert jax.random.key_data(other.key)[1] == 5
+
+
+def test_an_x_of_integers_means_floats(write):
+    assert load_case(write(GOOD.replace("x = 0.0", "x = 3")), None).x == 3.0
+    path = write(GOOD.replace("x = 0.0", "x = [3, 4]").replace("jnp.exp(x)", "jnp.exp(x[0] + x[1])"))
+    assert [float(a) for a in load_case(path, None).x] == [3.0, 4.0]
 
 
 def test_a_file_may_import_what_lies_beside_it(write, tmp_path):
