@@ -368,6 +368,58 @@ def x_of_the_step_before(learner: mb.Learner) -> mb.Method:
     return counting(learner, lambda x: x, lambda carry, x: x, lambda x, carry: carry)
 
 
+class Late(mb.AbstractEstimator):
+    """A right estimator, whose direction is `change(direction)` from the fourth call on."""
+
+    right: mb.AbstractEstimator
+    change: Callable[[Any], Any]
+
+    def init(self, x, tasks, key):
+        return jnp.zeros((), jnp.int32)
+
+    def __call__(self, x, tasks, carry, key):
+        direction, _, info = self.right(x, tasks, None, key)
+        late = lambda a: jnp.where(carry < 3, a, self.change(a))
+        return jax.tree.map(late, direction), carry + 1, info
+
+
+@caught_by("gradient", "call after 10 others")
+def gradient_for_three_calls(learner: mb.Learner) -> mb.Method:
+    right = maml(learner)
+    return dataclasses.replace(right, estimator=Late(right.estimator, lambda a: 3 * a))
+
+
+@caught_by("gradient-quadratic", "too large")
+def implicit_gradient_for_three_calls(learner: mb.Learner) -> mb.Method:
+    right = weight_decay(learner, mb.Implicit(mb.Dense()))
+    return dataclasses.replace(right, estimator=Late(right.estimator, lambda a: 3 * a))
+
+
+@caught_by("uphill", "downhill")
+def uphill_for_three_calls(learner: mb.Learner) -> mb.Method:
+    right = maml(learner)
+    first_order = mb.Nested(right.problem, right.solver, mb.Unroll(first_order=True))
+    return dataclasses.replace(right, estimator=Late(first_order, jnp.negative))
+
+
+@caught_by("recovers", "call 3 on good ones")
+def nan_from_the_fourth_call(learner: mb.Learner) -> mb.Method:
+    right = maml(learner)
+    return dataclasses.replace(right, estimator=Late(right.estimator, lambda a: a * jnp.nan))
+
+
+@caught_by("bad-part-marked", "nan_to_num")
+def nan_of_the_support_made_zero(learner: mb.Learner) -> mb.Method:
+    clean = lambda data: mb.Data(jnp.nan_to_num(data.inputs), jnp.nan_to_num(data.targets))
+    return maml(learner, inner_loss=lambda x, y, task, key: learner.fit(y, clean(task.support)))
+
+
+@caught_by("bad-part-marked", "query of task 0")
+def nan_of_the_query_made_zero(learner: mb.Learner) -> mb.Method:
+    clean = lambda data: mb.Data(jnp.nan_to_num(data.inputs), jnp.nan_to_num(data.targets))
+    return maml(learner, outer_loss=lambda x, y, task, key: learner.test(y, clean(task.query), task.support))
+
+
 @caught_by("recovers", "keeps the NaN")
 def slot_that_keeps_its_nan(learner: mb.Learner) -> mb.Method:
     right = maml(learner)

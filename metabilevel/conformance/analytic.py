@@ -15,7 +15,7 @@ from .bench import Bench, Point
 from .families import CASES
 from .outcome import Nonconformity, NotApplicable
 from .trees import flat, parts
-from .trial import Trial
+from .trial import LATER, Trial
 
 Claim: TypeAlias = Literal["path", "solution", "either"]
 
@@ -56,15 +56,15 @@ def gradient(trial: Trial) -> None:
         raise NotApplicable("the direction claims to be the derivative at a solution: the analytic cases look at it")
     bench = trial.bench
     for seed in trial.seeds:
-        point = bench.start(seed)
-        _require_slope(bench, point, seed)
-        _require_slope(bench, point._replace(carry=bench.first(seed).carry), seed)
+        _require_slope(bench, bench.start(seed), seed, "first call")
+        _require_slope(bench, bench.after(1, seed), seed, "second call")
+        _require_slope(bench, bench.after(LATER, seed), seed, f"call after {LATER} others")
 
 
-def _require_slope(bench: Bench, point: Point, seed: int) -> None:
+def _require_slope(bench: Bench, point: Point, seed: int, call: str) -> None:
     found = bench(point)
     if said := mismatch(found.direction, along_path(bench, point), point.x, seed):
-        raise Nonconformity(f"{said} of the loss that the estimator reports (seed {seed}).")
+        raise Nonconformity(f"{said} of the loss that the estimator reports (seed {seed}, {call}).")
 
 
 def along_path(bench: Bench, point: Point) -> Callable[[Outer], float]:

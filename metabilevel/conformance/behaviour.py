@@ -1,5 +1,6 @@
 """Checks of behaviour: what the direction may depend on, and what it must survive."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ from .bench import Bench, Found, Point
 from .families import still
 from .outcome import Nonconformity, NotApplicable
 from .trees import arrays, broken, flat, mean, other_kind, unequal
-from .trial import Trial
+from .trial import LATER, Trial
 
 CLOSE = 1e-7  # of double precision, for sums in another order
 
@@ -109,14 +110,19 @@ def _copies(bench: Bench, point: Point, i: int) -> Found:
         return bench.on(jax.tree.map(lambda a: jnp.stack([a[i]] * len(a)), point.tasks), point)
 
 
-def _poisoned(bench: Bench, tasks: PyTree, which: list[int]) -> PyTree:
-    """`tasks`, of which those numbered have NaN for every number."""
-
-    def leaf(a: Any) -> Any:
-        return a.at[jnp.array(which)].set(jnp.nan) if jnp.issubdtype(a.dtype, jnp.floating) else a
-
+def _poisoned(bench: Bench, tasks: PyTree, which: list[int], part: str | None = None) -> PyTree:
+    """`tasks`, of which those numbered have NaN for every number, of their support or query alone where `part` says
+    so."""
+    poison = lambda a: a.at[jnp.array(which)].set(jnp.nan)
     with bench.precision():
-        return jax.tree.map(leaf, tasks)
+        return _changed(tasks, poison, part)
+
+
+def _changed(tasks: PyTree, change: Callable[[Any], Any], part: str | None) -> PyTree:
+    """`tasks` with every floating array, of that part alone where it is given, replaced by `change` of it."""
+    if part is not None:
+        return tasks._replace(**{part: _changed(getattr(tasks, part), change, None)})
+    return jax.tree.map(lambda a: change(a) if jnp.issubdtype(a.dtype, jnp.floating) else a, tasks)
 
 
 def bad_task_left_out(trial: Trial) -> None:
@@ -152,18 +158,45 @@ def bad_task_left_out(trial: Trial) -> None:
                 )
 
 
+def bad_part_marked(trial: Trial) -> None:
+    """A task whose support alone, or query alone, is NaN is marked as failed, if the estimate depends on that part."""
+    bench = trial.bench
+    looked = False
+    for seed in trial.seeds:
+        point = bench.start(seed)
+        if not isinstance(point.tasks, Episode):
+            raise NotApplicable("the tasks have no support and query")
+        good = bench.on(point.tasks, point)
+        for part in ("support", "query"):
+            with bench.precision():
+                other = _changed(point.tasks, lambda a: 1.5 * a, part)
+            if unequal(bench.on(other, point)[::2], good[::2], "") is None:
+                continue
+            looked = True
+            marks = bench.on(_poisoned(bench, point.tasks, [0], part), point).info.finite.tolist()
+            if marks != [i > 0 for i in range(bench.size)]:
+                raise Nonconformity(
+                    f"the {part} of task 0 is NaN, on which the estimate depends, and info.finite says {marks} (seed "
+                    f"{seed}): something on the way, as jnp.nan_to_num or a comparison, makes numbers of NaN. Never do "
+                    "so: a bad task is to be left out, not learned from."
+                )
+    if not looked:
+        raise NotApplicable("the estimate depends on neither support nor query")
+
+
 def recovers(trial: Trial) -> None:
-    """After a call whose tasks were all NaN, good tasks give a good direction again, within two calls."""
+    """After a call whose tasks were all NaN, good tasks give a good direction again, within two calls, and go on so."""
     bench = trial.bench
     for seed in trial.seeds:
         point = bench.start(seed)
         failed = bench(point._replace(tasks=_poisoned(bench, point.tasks, list(range(bench.size)))))
-        for _ in range(2):
+        for number in range(1, LATER + 1):
             failed = bench(point._replace(carry=failed.carry))
-        if not failed.info.finite.all() or broken(failed.direction, "direction"):
+            if number == 1 or (failed.info.finite.all() and not broken(failed.direction, "direction")):
+                continue
             bad = [path for path, a in arrays(failed.carry).items() if a.dtype.kind == "f" and not np.isfinite(a).all()]
             raise Nonconformity(
-                "after a call on NaN tasks, two calls on good ones are not finite either: the carry keeps the NaN, in "
+                f"after a call on NaN tasks, call {number} on good ones is not finite: the carry keeps the NaN, in "
                 f"{', '.join(f'carry{path}' for path in bad) or 'no leaf of the carry'} (seed {seed}). Start a slot "
                 "that was not finite from problem.init."
             )
@@ -313,6 +346,7 @@ CHECKS = (
     sees_x,
     mean_over_tasks,
     bad_task_left_out,
+    bad_part_marked,
     recovers,
     zero_gradient,
     adapts,

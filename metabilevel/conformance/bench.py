@@ -122,6 +122,13 @@ class Bench:
             self._found[seed] = self(self.start(seed))
         return self._found[seed]
 
+    def after(self, calls: int, seed: int) -> Point:
+        """The arguments of the call after so many calls with the same x, tasks and key."""
+        point, found = self.start(seed), self.first(seed)
+        for _ in range(calls - 1):
+            found = self(point._replace(carry=found.carry))
+        return point._replace(carry=found.carry)
+
     def __call__(self, point: Point) -> Found:
         """The compiled estimator."""
         with self.precision():

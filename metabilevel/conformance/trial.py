@@ -14,6 +14,7 @@ from .outcome import Nonconformity, NotApplicable
 from .trees import flat, unequal
 
 CALLS = 150
+LATER = 10
 AT_REST = 1e-8  # relative change of the direction and the loss over a call
 
 
@@ -92,14 +93,14 @@ class Trial:
 
     @cache  # noqa: B019 - likewise
     def settled(self, name: str, seed: int) -> tuple[Point, Found]:
-        """An analytic case where the estimator, x held, has come to rest or made `CALLS` calls: its arguments there,
-        and what it gives."""
+        """An analytic case where the estimator, x held, has come to rest, after `LATER` calls at least, or made `CALLS`
+        calls: its arguments there, and what it gives."""
         bench, point = self.quadratic(name, seed)
         found = bench(point)
-        for _ in range(CALLS):
+        for number in range(CALLS):
             point = point._replace(carry=found.carry)
             before, found = found, bench(point)
             change = np.abs(flat((found.direction, found.info.loss)) - flat((before.direction, before.info.loss)))
-            if change.max(initial=0.0) <= AT_REST * np.abs(flat(found.direction)).max(initial=0.0):
+            if number >= LATER and change.max(initial=0.0) <= AT_REST * np.abs(flat(found.direction)).max(initial=0.0):
                 break
         return point, found
