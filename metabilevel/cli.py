@@ -86,8 +86,8 @@ def main() -> NoReturn:
 def _leave(signum: int, frame: Any) -> None:
     """A signal while there is nothing to save, as during imports, which may swallow an exception."""
     click.echo("Interrupted.", err=True)
-    if "--json" in sys.argv:
-        click.echo(f'{{"error": "Interrupted.", "status": {128 + signum}}}')
+    if "--json" in sys.argv and not DOCUMENT.printed:
+        DOCUMENT.print(f'{{"error": "Interrupted.", "status": {128 + signum}}}')
     _end(128 + signum)
 
 
@@ -116,7 +116,7 @@ def _status(arguments: list[str]) -> int:
     if "--json" in arguments and not DOCUMENT.printed:
         from .storage.files import dumps
 
-        click.echo(dumps({"error": message, "status": status}))
+        DOCUMENT.print(dumps({"error": message, "status": status}))
     return status
 
 

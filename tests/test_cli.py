@@ -211,6 +211,15 @@ def test_plugin_that_fails_is_named(
     assert not list(Path().iterdir())
 
 
+def test_a_signal_while_a_plugin_is_imported_gives_one_document(install: Install, tmp_path: Path):
+    install("import os, signal\nos.write(1, b'noise\\n')\nos.kill(os.getpid(), signal.SIGINT)")
+    done = program(
+        ["run", "odd", "--tasks", "sinusoid", "--json"], tmp_path, {**os.environ, "PYTHONPATH": str(tmp_path)}
+    )
+    assert (done.returncode, done.stderr.splitlines()) == (130, ["noise", "Interrupted."])
+    assert json.loads(done.stdout) == {"error": "Interrupted.", "status": 130}
+
+
 def test_tracebacks_are_for_who_asks_and_for_what_nobody_foresaw(
     invoke: Invoke, install: Install, monkeypatch: pytest.MonkeyPatch
 ):

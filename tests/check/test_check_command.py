@@ -29,6 +29,14 @@ task = jnp.array([1.0, 2.0, 3.0])
 solver = mb.GradientDescent(optax.sgd(0.1), steps=STEPS)
 adjoint = mb.Implicit(mb.ConjugateGradient(20))
 """
+NOISE = """
+import atexit, os, sys
+
+os.system("echo of another program")
+os.write(1, b"of the descriptor\\n")
+sys.__stdout__.write("of the first stream\\n")
+atexit.register(print, "of the end")
+"""
 
 
 @pytest.fixture
@@ -49,11 +57,12 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
 
 @pytest.mark.parametrize(("steps", "status", "verdict"), [(200, 0, "right"), (10, 1, "inner solve not converged")])
 def test_a_file_is_checked_and_prints_beside_the_document(steps, status, verdict, write):
-    write(FILE.replace("STEPS", str(steps)))
+    write(FILE.replace("STEPS", str(steps)) + NOISE)
     done = run("check", "mine.py", "--json")
     document = json.loads(done.stdout)
     assert (done.returncode, document["verdict"], document["title"]) == (status, verdict, "mine.py:problem")
-    assert "a file that prints" in done.stderr
+    printed = ("a file that prints", "of another program", "of the descriptor", "of the first stream", "of the end")
+    assert set(printed) <= set(done.stderr.splitlines())
     assert Path("checks/mine-problem/check.png").is_file()
     assert document["right"] == (status == 0)
     if status:
