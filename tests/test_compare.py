@@ -145,7 +145,7 @@ WRONG = {
     "compare it.opt --tasks 'quadratics dimension'": "'dimension' is not of the form NAME=VALUE",
     "compare it.opt --tasks '\"quadratics'": "cannot be split into words: No closing quotation",
     "compare it.opt --tasks quadratics --batch 2": "--batch 2: the functions of quadratics draw their minibatches",
-    "compare it.opt --tasks quadratics --out it.opt": "--out: The directory it.opt cannot be made: File exists",
+    "compare it.opt --tasks quadratics --out it.opt": "'--out': 'it.opt' is a file, and no directory.",
     "compare it.opt --tasks quadratics --steps 9999999999": "'9999999999' is not an integer from 1 to 2147483647",
     "compare it.opt --tasks quadratics --task-option dimension=9999999999": "2147483647 or less is wanted",
     "compare it.opt --tasks quadratics --task-option dimension=0": "quadratics: dimension = 0",

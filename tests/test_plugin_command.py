@@ -115,8 +115,8 @@ def test_a_place_that_cannot_be(invoke: Invoke):
     Path("full", "mine.txt").write_text("mine")
     for out, message in {
         "full": "full holds 'mine.txt': give an empty directory",
-        "full/mine.txt": "mine.txt/README.md cannot be written: Not a directory.",
-        "full/mine.txt/new": "mine.txt/new cannot be written: Not a directory.",
+        "full/mine.txt": "'--out': 'full/mine.txt' is a file, and no directory.",
+        "full/mine.txt/new": "'--out': 'full/mine.txt' is a file, and no directory.",
         "/proc/new": "/proc/new cannot be written: ",
     }.items():
         status, _, err = invoke("plugin", "new", "my-method", "--out", out)

@@ -133,7 +133,7 @@ def test_wrong_options_are_named(arguments, message, invoke, tmp_path):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        (None, "There is no file 'mine.py'"),
+        (None, "Error: There is no file 'mine.py'"),
         ("1 / 0", "line 1: ZeroDivisionError"),
         ("x = 1", "holds no metabilevel.BilevelProblem"),
         (FILE.format(loss="y", rate=1, steps=1, adjoint=UNROLL), "outer_loss must give one floating scalar"),

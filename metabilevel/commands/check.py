@@ -21,6 +21,7 @@ from .problem_file import CONTENTS, load_case, split_target
 from .types import Assignment, Count, Folder, PluginName, Positive
 
 PICTURE = "check.png"
+META_BATCH = 2  # where nothing else is asked for
 
 
 @click.command("check")
@@ -28,7 +29,7 @@ PICTURE = "check.png"
 @click.option("--tasks", type=PluginName(TASKS), help="The task family, for a METHOD.")
 @click.option("--task-option", type=Assignment(), multiple=True, help="An option of the tasks; repeatable.")
 @click.option("--option", type=Assignment(), multiple=True, help="An option of the method; repeatable.")
-@click.option("--meta-batch", type=Count(1), default=2, show_default=True, help="Tasks, for a METHOD or a RUN.")
+@click.option("--meta-batch", type=Count(1), help=f"Tasks, for a METHOD or a RUN. [default: {META_BATCH}]")
 @click.option("--tolerance", type=Positive(), default=1e-3, show_default=True, help="Relative; what still agrees.")
 @click.option("--seed", type=Count(0, 2**32 - 1), help="Of all randomness. [default: 0, or the run's, or the file's]")
 @click.option("--out", type=Folder(), metavar="DIR", help=f"Where {PICTURE} goes. [default: the run's, or checks/NAME]")
@@ -38,7 +39,7 @@ def command(
     tasks: Entry | None,
     task_option: tuple[tuple[str, str], ...],
     option: tuple[tuple[str, str], ...],
-    meta_batch: int,
+    meta_batch: int | None,
     tolerance: float,
     seed: int | None,
     out: Path | None,
@@ -47,9 +48,8 @@ def command(
     with Interrupts(), memory_errors():
         settings: dict[str, Any] = {"tolerance": tolerance}
         if split := split_target(target):
-            _refuse(target, tasks=tasks, task_option=task_option, option=option)
-            if not split[0].is_file():
-                raise InputError(f"There is no file {str(split[0])!r}.")
+            _refuse(target, "METHOD", tasks=tasks, task_option=task_option, option=option)
+            _refuse(target, "METHOD or a RUN", meta_batch=meta_batch)
             case = load_case(*split)
             title, folder = case.title, Path("checks", f"{split[0].stem}-{case.title.partition(':')[2]}")
             key = case.key if seed is None else jax.random.key(seed)
@@ -58,17 +58,19 @@ def command(
                 case.problem, case.x, case.task, key=key, solver=case.solver, adjoint=case.adjoint, **settings
             )
         elif Path(target, "config.json").is_file():
-            _refuse(target, tasks=tasks, task_option=task_option, option=option)
+            _refuse(target, "METHOD", tasks=tasks, task_option=task_option, option=option)
             experiment, x, step = Experiment.restored(target)
             title, folder = f"{experiment.title}, step {step}", Path(target)
             key = jax.random.fold_in(jax.random.key(experiment.config.seed if seed is None else seed), JUDGED)
             note(f"Checking {title} ...")
-            found = check_method(experiment.method, x, experiment.tasks, key=key, meta_batch=meta_batch, **settings)
+            settings |= {"meta_batch": meta_batch or META_BATCH}
+            found = check_method(experiment.method, x, experiment.tasks, key=key, **settings)
         else:
             method, family, title = _method(target, tasks, dict(option), dict(task_option))
             folder, key = Path("checks", title.replace(" ", "-")), jax.random.key(seed or 0)
             note(f"Checking {title} ...")
-            found = check_method(method, method.init(key), family, key=key, meta_batch=meta_batch, **settings)
+            settings |= {"meta_batch": meta_batch or META_BATCH}
+            found = check_method(method, method.init(key), family, key=key, **settings)
     folder = out or folder
     folder.mkdir(parents=True, exist_ok=True)
     found.draw(folder / PICTURE, title)
@@ -82,11 +84,11 @@ def _sentence(found: Check) -> str:
     return f"{found.verdict.capitalize()}: {found.reason}"
 
 
-def _refuse(target: str, **given: Any) -> None:
+def _refuse(target: str, of: str, **given: Any) -> None:
     for name, value in given.items():
         if value:
             raise click.BadParameter(
-                f"only a METHOD takes it, and {target!r} says it all itself.",
+                f"only a {of} takes it, and {target!r} says it all itself.",
                 param_hint=f"'--{name.replace('_', '-')}'",
             )
 

@@ -56,7 +56,7 @@ class FamilyText(click.ParamType):
 
 
 @click.command("compare")
-@click.argument("optimizers", nargs=-1, required=True, type=Folder(), metavar="RUN_OR_FILE...")
+@click.argument("optimizers", nargs=-1, required=True, type=Folder(or_file=True), metavar="RUN_OR_FILE...")
 @click.option("--tasks", type=FamilyText(), multiple=True, required=True, help="A task family; repeatable.")
 @click.option("--task-option", type=Assignment(), multiple=True, help="An option of all the families; repeatable.")
 @click.option("--steps", type=Count(1), default=100, show_default=True, help="Steps of every optimizer.")

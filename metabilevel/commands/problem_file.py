@@ -71,8 +71,6 @@ class ProblemFile(click.ParamType):
             return value
         if not (split := split_target(value)):
             self.fail(f"{value!r} is no Python file: FILE.py or FILE.py:NAME is wanted.", param, ctx)
-        if not split[0].is_file():
-            self.fail(f"There is no file {str(split[0])!r}.", param, ctx)
         return split
 
 
@@ -87,9 +85,11 @@ def split_target(text: str) -> tuple[Path, str | None] | None:
 def load_case(path: Path, name: str | None) -> Case:
     """Runs the file and takes the one problem in it, or the one called `name`.
 
-    **Raises:** `InputError` for a file that raises, with its line; for none or several problems, which it names; for
-    parts that are missing or of another kind.
+    **Raises:** `InputError` for a file that is not there, or raises, with its line; for none or several problems, which
+    it names; for parts that are missing or of another kind.
     """
+    if not path.is_file():
+        raise InputError(f"There is no file {str(path)!r}.")
     given = vars(_run(path))
     problems = {k: v for k, v in given.items() if not k.startswith("_") and _is_problem(v)}
     problems = {k: v for k, v in problems.items() if next(a for a, b in problems.items() if b is v) == k}

@@ -42,14 +42,19 @@ class Count(click.ParamType):
 
 
 class Folder(click.Path):
-    """A directory that need not exist. An empty text, as of a shell variable that is not set, is refused."""
+    """A directory that need not exist, or with `or_file` a file as well. An empty text, as of a shell variable that is
+    not set, is refused."""
 
-    def __init__(self):
+    def __init__(self, *, or_file: bool = False):
         super().__init__(path_type=Path)
+        self.or_file = or_file
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if value == "":
             self.fail("'' is no directory: name one, or . for the current one.", param, ctx)
+        there = next((each for each in (Path(value), *Path(value).parents) if each.exists()), Path())
+        if not there.is_dir() and not (self.or_file and there == Path(value)):
+            self.fail(f"{str(there)!r} is a file, and no directory.", param, ctx)
         return super().convert(value, param, ctx)
 
 

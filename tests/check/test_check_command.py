@@ -87,9 +87,12 @@ def test_a_run_and_a_method_are_checked(tmp_path, monkeypatch):
     [
         (["maml"], "--tasks NAME, one of "),
         (["mamel", "--tasks", "sinusoid"], "Did you mean 'maml'?"),
-        (["gone.py"], "There is no file 'gone.py'"),
+        (["gone.py"], "Error: There is no file 'gone.py'"),
         (["mine.py", "--tasks", "sinusoid"], "'--tasks': only a METHOD takes it"),
         (["maml", "--tasks", "sinusoid", "--option", "stepz=3"], "'--option': There is no option 'stepz'"),
+        (["mine.py", "--meta-batch", "3"], "'--meta-batch': only a METHOD or a RUN takes it"),
+        (["mine.py", "--out", "mine.py"], "'--out': 'mine.py' is a file, and no directory."),
+        (["mine.py", "--out", "mine.py/below"], "'--out': 'mine.py' is a file, and no directory."),
         (["hoag", "--tasks", "sinusoid"], "meta_batch = 2"),
         (["."], "holds no run (config.json)"),
     ],
