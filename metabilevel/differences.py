@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from .batching import map_tasks
-from .problem import Outer
+from .problem import Key, Outer
 
 SIZES = 7  # step sizes of a sweep
 
@@ -35,23 +35,30 @@ def central_differences(
 ) -> Differences:
     """Derivatives of the scalar `fn(x, *args)` in x, along vectors of the raveled x.
 
-    The steps move the entry of x that a direction moves most by a tenth of the root mean square of x (of 1 where x is
-    0) at first, and at last by as little as leaves a digit or two beside the rounding of the type of x.
+    A step moves no entry of x by more than a tenth of its `scales` at first, and at last by as little as leaves a digit
+    or two beside the rounding of the type of x.
     """
     flat = ravel_pytree(x)[0]
-    size = float(jnp.sqrt(jnp.mean(flat**2))) or 1.0
-    moves = size * np.geomspace(0.1, float(jnp.finfo(flat.dtype).eps) ** 0.6, SIZES)
-    steps = moves / np.abs(np.asarray(directions)).max(1, keepdims=True)
+    moves = np.geomspace(0.1, float(jnp.finfo(flat.dtype).eps) ** 0.6, SIZES)
+    steps = moves / np.abs(np.asarray(directions) / np.asarray(scales(x))).max(1, keepdims=True)
     values = _values(fn, x, directions, jnp.asarray(steps, flat.dtype), args)
     ahead, behind = np.asarray(values, np.float64)
     table = (ahead - behind) / (2 * steps)
-    change = np.abs(np.diff(table, axis=1))
+    # a difference of zero among others is one that rounding has eaten
+    seen = np.where((table == 0) & (table != 0).any(1, keepdims=True), np.nan, table)
+    change = np.abs(np.diff(seen, axis=1))
     around = np.maximum(change[:, :-1], change[:, 1:])  # of every step size but the first and the last
     around = np.where(np.isfinite(around), around, np.inf)
     rows, best = np.arange(len(table)), around.argmin(1)
     rounding = np.finfo(flat.dtype).eps * np.abs([ahead, behind]).max((0, 2)) / steps[rows, best + 1]
     error = np.maximum(around[rows, best], rounding)
     return Differences(steps, table, table[rows, best + 1], np.where(np.isfinite(error), error, np.nan))
+
+
+def scales(x: Outer) -> Float[Array, " n"]:
+    """For each entry of the raveled x, the root mean square of its leaf; 1 where that is 0."""
+    sizes = jax.tree.map(lambda a: jnp.sqrt(jnp.mean(a**2)) if a.size else jnp.ones(()), x)
+    return ravel_pytree(jax.tree.map(lambda a, s: jnp.full(a.shape, jnp.where(s == 0, 1, s), a.dtype), x, sizes))[0]
 
 
 @eqx.filter_jit
@@ -64,9 +71,10 @@ def _values(fn: Callable[..., Array], x: Outer, directions: Array, steps: Array,
     return map_tasks(lambda i, h: fn(unravel(flat + h * directions[i]), *args), which, signed).reshape(shape)
 
 
-def random_directions(flat: Float[Array, " n"], number: int, key: Array) -> Float[Array, "directions n"]:
-    """Uniform on the unit sphere."""
-    drawn = jax.random.normal(key, (number, len(flat)), flat.dtype)
+def random_directions(x: Outer, number: int, key: Key) -> Float[Array, "directions n"]:
+    """Of length 1, and uniform on the sphere but for the leaves' `scales`, by which each moves."""
+    size = scales(x)
+    drawn = size * jax.random.normal(key, (number, len(size)), size.dtype)
     return drawn / jnp.linalg.norm(drawn, axis=1, keepdims=True)
 
 

@@ -11,12 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.flatten_util import ravel_pytree
 from jax.interpreters.partial_eval import dce_jaxpr
 from jaxtyping import PyTree
 
-from .adjoints import AbstractAdjoint, Unroll, check_parts, solved, optimizer_remedy
+from .adjoints import AbstractAdjoint, Unroll, check_parts, optimizer_remedy, solved
 from .errors import ComputationError, HypergradientWarning, InputError, count, kind
 from .estimators import Nested, WarmStarted, warmed
+from .implicit import depends
 from .info import Certificate, Info, Result, all_finite, norm
 from .method import Method
 from .oracles import Minibatches, Oracles, check_means
@@ -111,19 +113,25 @@ def check_influence(
 
     **Warns:** `HypergradientWarning`; **raises** `InputError` where `strict`.
     """
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(x)]
+    if idle := idle_leaves(problem, solver, adjoint, x, task, key):
+        names = ", ".join(f"x{jax.tree_util.keystr(paths[i])}" for i in idle)
+        which = "a hypergradient that is zero whatever its value"
+        _complain(f"{names}: {which}. {adjoint.unseen}", InputError if strict else None)
+
+
+def idle_leaves(
+    problem: BilevelProblem, solver: AbstractInnerSolver, adjoint: AbstractAdjoint, x: Outer, task: Task, key: Key
+) -> list[int]:
+    """The leaves of x, by number, whose hypergradient does not depend on the outer loss."""
 
     def scaled(x, factor):
         loss = lambda *given: factor * problem.objective(*given)[0]
         return adjoint.hypergradient(dataclasses.replace(problem, outer_loss=loss), solver, x, task, key)[1]
 
     jaxpr = jax.make_jaxpr(scaled)(x, jnp.ones(())).jaxpr
-    leaves = jax.tree_util.tree_leaves_with_path(x)
-    only = lambda i: [i == j for j in range(len(leaves))]
-    seen = [dce_jaxpr(jaxpr, only(i))[1][-1] for i in range(len(leaves))]
-    idle = [f"x{jax.tree_util.keystr(path)}" for (path, _), s in zip(leaves, seen, strict=True) if not s]
-    if idle:
-        which = "a hypergradient that is zero whatever its value"
-        _complain(f"{', '.join(idle)}: {which}. {adjoint.unseen}", InputError if strict else None)
+    leaves = range(len(jax.tree.leaves(x)))
+    return [i for i in leaves if not dce_jaxpr(jaxpr, [i == j for j in leaves])[1][-1]]
 
 
 _REMEDIES = (
@@ -190,7 +198,7 @@ def solve(
     minibatches: Minibatches | None = None,
     optimizer: optax.GradientTransformation,
     steps: int,
-    warm_start: bool = True,
+    warm_start: bool | None = None,
     strict: bool = False,
 ) -> Solution:
     """Minimises F(x, y(x)) of one problem over x by `steps` outer steps in one compiled loop.
@@ -202,6 +210,7 @@ def solve(
       takes a few steps with every step of x, and whose task is of arrays.
     - `minibatches`: what the losses of a single-loop method see; all examples if None.
     - `warm_start`: an inner solve goes on from where the last one stopped; without, each starts from `problem.init`.
+      None: so it does, unless the start depends on x, which no later solve would see.
     - `strict`: as in `hypergradient`.
 
     **Warns:** as `hypergradient`; once for all steps.
@@ -210,11 +219,11 @@ def solve(
     """
     count("steps", steps, 0)
     single = isinstance(solver, AbstractSingleLoop)
+    if single and warm_start is False:
+        raise InputError("warm_start = False: the y of a single-loop method goes on from step to step.")
     advice: Callable[[], str] = str
     if not single:
         check_parts(problem, solver, adjoint)
-    if single and not warm_start:
-        raise InputError("warm_start = False: the y of a single-loop method goes on from step to step.")
     if minibatches is not None and not single:
         raise InputError("minibatches: only a single-loop method has a use for them; give the inner solver its own.")
     if minibatches is not None and not isinstance(minibatches, Minibatches):
@@ -230,6 +239,11 @@ def solve(
         x, inner, info, certificate = _walk(problem, solver, minibatches, optimizer, x0, task, key, steps)
     else:
         check_influence(problem, solver, adjoint, x0, task, key, strict)
+        if len(idle_leaves(problem, solver, adjoint, x0, task, key)) == len(jax.tree.leaves(x0)) > 0:
+            raise InputError(f"x0: no leaf has a hypergradient but zero, so that no step would move. {adjoint.unseen}")
+        if warm_start is None:
+            start = lambda x: ravel_pytree(problem.begin(x, task, key)[1])[0]
+            warm_start = not depends(start, x0)
         advice = partial(optimizer_remedy, problem, solver, adjoint, x0, task, key)
         x, inner, info, certificate = _solve(problem, solver, adjoint, optimizer, x0, task, key, steps, warm_start)
     judge(jax.tree.map(lambda a, b: jnp.append(a, b), info.certificate, certificate), strict, advice)

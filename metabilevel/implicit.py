@@ -133,7 +133,7 @@ class Implicit(AbstractAdjoint):
         result = Result.where(stationary, result, Result.inner_not_stationary)
         solved = (linear < self.linear_tolerance) | (linear == 0) | (result != Result.success)
         result = Result.where(solved, result, Result.linear_breakdown)
-        if not _depends(lambda y: problem.objective(z, y, task, k_outer)[0], y):
+        if not depends(lambda y: problem.objective(z, y, task, k_outer)[0], y):
             result = Result.success  # the direct term is all there is, whatever y
         finite = all_finite(value, gradient)
         broken = ~finite & ((result == Result.success) | (result == Result.inner_not_stationary))
@@ -180,7 +180,7 @@ class Implicit(AbstractAdjoint):
         return y, self.precondition(state)
 
 
-def _depends(fn: Callable[[PyTree], Array], at: PyTree) -> bool:
+def depends(fn: Callable[[PyTree], Array], at: PyTree) -> bool:
     """Whether `fn` uses its argument at all, by tracing."""
     used = dce_jaxpr(jax.make_jaxpr(fn)(at).jaxpr, [True])[1]
     return any(used)

@@ -208,3 +208,27 @@ def test_a_task_may_hold_anything(key):
     task = {"name": "a task", "f": jnp.tanh, "w": 2.0, "labels": jnp.arange(3)}
     value, _, _ = mb.hypergradient(problem, jnp.ones(2), task, key=key, solver=SOLVERS["sgd"])
     assert jnp.isfinite(value)
+
+
+def test_a_start_that_depends_on_x_is_taken_anew():
+    """A warm start would lose it: x is then the start of the first solve alone."""
+    problem = mb.BilevelProblem(
+        init=lambda x, task, key: x,
+        inner_loss=lambda x, y, task, key: jnp.sum((jnp.tanh(y) - 1) ** 2),
+        outer_loss=lambda x, y, task, key: jnp.sum((y - 2.0) ** 2),
+    )
+    given = {"solver": mb.GradientDescent(optax.sgd(0.1), steps=3), "optimizer": optax.sgd(0.1), "steps": 20}
+    solve = lambda **chosen: mb.solve(problem, jnp.zeros(2), None, key=jax.random.key(0), **given, **chosen)
+    anew, cold = solve(), solve(warm_start=False)
+    np.testing.assert_array_equal(anew.x, cold.x)
+    assert anew.history[-1]["loss"] < 0.1 < anew.history[0]["loss"]
+    assert not np.allclose(solve(warm_start=True).x, cold.x)
+
+
+def test_what_cannot_move_is_refused():
+    problem, _, _ = quadratic()
+    with pytest.warns(mb.HypergradientWarning), pytest.raises(mb.InputError, match="no step would move"):
+        mb.solve(
+            problem, jnp.ones(4), None, key=jax.random.key(0), solver=mb.GradientDescent(optax.sgd(0.1), steps=3),
+            adjoint=mb.StopGradient(), optimizer=optax.sgd(0.1), steps=2,
+        )  # fmt: skip

@@ -66,6 +66,9 @@ class Advice:
     remarks: tuple[str, ...]
     tolerance: float
 
+    def __str__(self) -> str:
+        return f"{self.reason}\n\n    {self.line}\n"
+
     def as_json(self) -> dict[str, Any]:
         """All of it, as plain values."""
         return asdict(self)
@@ -157,8 +160,12 @@ def recommend(rows: Sequence[Row], tolerance: float) -> tuple[Row | None, str]:
         )
     fastest = min(row.cost[1] for row in good)
     best = min((row for row in good if row.cost[1] <= NEAR * fastest), key=lambda row: row.cost[::-1])
-    others = "the only one" if len(good) == 1 else f"the fastest of the {len(good)}"
-    return best, f"{_said(best, others)} whose error is below {tolerance:g} and that say nothing against themselves."
+    near = sum(row.cost[1] <= NEAR * fastest for row in good)
+    if len(good) == 1:
+        return best, f"{_said(best, 'the only one')} whose error is below {tolerance:g} and that is not doubtful."
+    which = "the fastest" if near == 1 else f"of the {near} that are about the fastest the one of least memory,"
+    which += f" of the {len(good)}" if near == 1 else f" among the {len(good)}"
+    return best, f"{_said(best, which)} whose error is below {tolerance:g} and that are not doubtful."
 
 
 def _said(row: Row, others: str) -> str:

@@ -13,6 +13,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import PyTree
 
 from ..adjoints import Unroll, check_parts
+from ..check.examine import require_deterministic
 from ..errors import ComputationError, InputError, count, number
 from ..info import Result
 from ..planning import readable
@@ -67,8 +68,9 @@ def advise(
 
     **Returns:** an `Advice`: a row for every estimator, the Pareto front, and the line of Python to paste.
 
-    **Raises:** `InputError` for a tolerance or budget out of range, a budget below every estimator, and as
-    `hypergradient`; `ComputationError` where the reference is not finite or zero, or where there is no solution.
+    **Raises:** `InputError` for losses that are not deterministic given the key, a tolerance or budget out of range, a
+    budget below every estimator, and as `hypergradient`; `ComputationError` where the reference is not finite or zero,
+    or where there is no solution.
     """
     check_parts(problem, solver, Unroll())
     number("tolerance", tolerance, 0, above=True)
@@ -80,6 +82,7 @@ def advise(
     if not jax.tree.leaves(x):
         raise InputError("x holds no entry: there is no hypergradient to estimate.")
     check_problem(problem, x, task, key)
+    require_deterministic(problem, x, task, key)
     y = eqx.filter_eval_shape(problem.begin, x, task, key)[1]
     n, m = (sum(a.size for a in jax.tree.leaves(tree)) for tree in (x, y))
     ways = {each.name: each for each in candidates(solver, n, m)}

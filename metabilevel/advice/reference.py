@@ -11,7 +11,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import PyTree
 
-from ..adjoints import StopGradient, Unroll, solved
+from ..adjoints import StopGradient, Unroll, optimizer_remedy, solved
 from ..differences import central_differences, random_directions
 from ..error_bound import stationary
 from ..errors import ComputationError
@@ -126,6 +126,7 @@ def _refer(
         raise ComputationError(
             f"{bad} of the {path.size} entries of the derivative through the inner solve are not finite: there is "
             "nothing to compare estimators with. Lower the inner learning rate, and look at the losses."
+            + optimizer_remedy(problem, solver, Unroll(), x, task, key)
         )
     if not path.any():
         raise ComputationError("The derivative through the inner solve is zero at this x: look from another x.")
@@ -138,7 +139,7 @@ def _refer(
         function, gradient = _value(problem, converged), solution
     flat = ravel_pytree(x)[0]
     own = jnp.asarray(gradient / (np.linalg.norm(gradient) or 1), flat.dtype)
-    directions = jnp.concatenate([own[None], random_directions(flat, RANDOM, key)])
+    directions = jnp.concatenate([own[None], random_directions(x, RANDOM, key)])
     found = central_differences(lambda x, *given: function(x, *given), x, directions, task, key)
     slopes = np.asarray(directions, np.float64) @ gradient
     size = np.linalg.norm(slopes)

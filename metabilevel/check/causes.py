@@ -13,6 +13,7 @@ import numpy as np
 
 from ..adjoints import AbstractAdjoint, ForwardMode, StopGradient, Unroll, optimizer_remedy
 from ..estimators import Nested, WarmStarted
+from ..hypergradients import idle_leaves
 from ..implicit import Implicit
 from ..info import Result
 from ..linear import GMRES, AbstractInverse, BiCGSTAB, ConjugateGradient, Dense, Identity, Neumann, Nystrom
@@ -32,6 +33,7 @@ _SAID = (
     (Result.series_diverged, Verdict.TRUNCATED),
     (Result.linear_breakdown, Verdict.TRUNCATED),
 )
+OTHERS = 0.03  # of what is allowed for others of its leaf, which one entry may miss by
 ALIKE = 1e-3  # relative distance of two gradients that count for the same
 
 
@@ -42,14 +44,17 @@ def causes(claim: Claim, x: Outer, key: Key, found: Evidence, tolerance: float) 
     declared = isinstance(adjoint, StopGradient) or (isinstance(adjoint, Unroll) and adjoint.first_order)
     if declared:
         yield lookalikes
-    yield lambda: _dead_leaves(adjoint, x, found, tolerance)
+    yield lambda: _dead_leaves(claim, adjoint, x, key, found, tolerance)
     if isinstance(adjoint, Implicit):
         yield lambda: _of_implicit(claim, adjoint, x, key, found, tolerance)
     if not declared:
         yield lookalikes
+    factor = lambda: _factor(found)
+    if len(found.gradient) > 1:
+        yield factor
     if not isinstance(adjoint, Unroll | ForwardMode | StopGradient | Implicit):  # which have one key for all they do
         yield lambda: _noise(claim, x, key, found, tolerance)
-    yield lambda: _factor(found)
+    yield factor
 
 
 def _adjoint(claim: Claim) -> AbstractAdjoint | None:
@@ -76,8 +81,10 @@ def _apart(a: np.ndarray, b: np.ndarray) -> float:
     return away / size if size else (math.inf if away else 0.0)
 
 
-def _dead_leaves(adjoint: AbstractAdjoint | None, x: Outer, found: Evidence, tolerance: float) -> Finding | None:
-    """Leaves of a gradient that is zero where the differences are not, if all else agrees."""
+def _dead_leaves(
+    claim: Claim, adjoint: AbstractAdjoint | None, x: Outer, key: Key, found: Evidence, tolerance: float
+) -> Finding | None:
+    """Leaves of a gradient that is zero, whatever they are, where the differences are not, if all else agrees."""
     paths = jax.tree_util.tree_leaves_with_path(x)
     parts = np.split(found.gradient, np.cumsum([leaf.size for _, leaf in paths])[:-1])
     only = 0 if len(paths) == 1 else None
@@ -86,6 +93,11 @@ def _dead_leaves(adjoint: AbstractAdjoint | None, x: Outer, found: Evidence, tol
     wrong = {leaf for leaf, b in zip(leaf_of, bad, strict=True) if b and leaf is not None}
     if not wrong or any(parts[leaf].any() for leaf in wrong):
         return None
+    if adjoint is not None:
+        estimator: Any = claim.estimator
+        task = jax.tree.map(lambda a: a[0], claim.tasks)
+        if not wrong <= set(idle_leaves(estimator.problem, estimator.solver, adjoint, x, task, key)):
+            return None
     names = ", ".join(f"x{jax.tree_util.keystr(paths[leaf][0])}" for leaf in sorted(wrong))
     seen = "" if adjoint is None else f" {adjoint.unseen}"
     reason = f"the hypergradient of {names} is zero, and the outer loss does change with it.{seen}"
@@ -93,15 +105,28 @@ def _dead_leaves(adjoint: AbstractAdjoint | None, x: Outer, found: Evidence, tol
 
 
 def disagreeing(found: Evidence, tolerance: float) -> np.ndarray:
-    """For each direction, whether slope and difference lie apart by more than `tolerance` and the uncertainty allow."""
-    slopes, differences = found.slopes, found.differences
-    ends: dict[int | None, float] = {}
-    for leaf, slope, difference in zip(found.leaves, slopes, differences.value, strict=True):
-        ends[leaf] = max(ends.get(leaf, 0.0), abs(slope), abs(difference))
-    # a direction may happen to be nearly orthogonal to the gradient: what counts is the gradient's size beside it
-    scale = np.array([ends[leaf] for leaf in found.leaves])
-    rounding = np.sqrt(np.finfo(np.asarray(found.directions).dtype).eps) * max(ends.values())
-    return np.abs(slopes - differences.value) > tolerance * scale + 3 * differences.error + rounding
+    """For each direction, whether slope and difference lie further apart than is `allowed`."""
+    return np.abs(found.slopes - found.differences.value) > allowed(found, tolerance)
+
+
+def unjudged(found: Evidence, tolerance: float) -> list[str]:
+    """The directions along which as much is allowed as slope and difference amount to, unless both are zero."""
+    size = np.maximum(np.abs(found.slopes), np.abs(found.differences.value))
+    unseen = (size > 0) & (size <= allowed(found, tolerance))
+    return [name for name, u in zip(found.names, unseen, strict=True) if u]
+
+
+def allowed(found: Evidence, tolerance: float) -> np.ndarray:
+    """How far slope and difference may lie apart: `tolerance` times their size, a little of the size of others, and
+    what the differences are uncertain by."""
+    size = np.maximum(np.abs(found.slopes), np.abs(found.differences.value))
+    each = np.array([-1 if leaf is None else leaf for leaf in found.leaves])
+    around = np.array([size[each == leaf].max() for leaf in each])
+    # a direction may happen to be nearly orthogonal to the gradient: what counts is the gradient's size beside it, but
+    # along a coordinate
+    own = np.where(found.coordinates, size, around)
+    rounding = np.sqrt(np.finfo(np.asarray(found.directions).dtype).eps)
+    return tolerance * (own + OTHERS * around) + 3 * found.differences.error + rounding * size.max()
 
 
 def _of_implicit(
@@ -113,7 +138,7 @@ def _of_implicit(
     gradient = gradient_of(better, x, key)
     if _agrees(found, gradient, 10 * tolerance):
         away = _apart(found.gradient, gradient)
-        series, enough = _terms(claim, adjoint, gradient, x, key, tolerance)
+        series, enough = _terms(claim, adjoint, gradient, x, key, found, tolerance)
         reason = f"{adjoint.inverse} leaves a relative error of {away:.2g}; an exact linear solve agrees."
         if series is not None:
             last = series.errors[-1]
@@ -158,7 +183,7 @@ def _longer(
     if not _agrees(found, gradient_of(_with(claim, adjoint=path), x, key), tolerance):
         return None
     numbers, errors, steps = [solver.steps], [found.error], max(1, solver.steps)
-    while math.isfinite(errors[-1]) and errors[-1] > tolerance:
+    while math.isfinite(errors[-1]) and errors[-1] > 0.1 * tolerance:
         if len(errors) > 1 and 4 * steps * _size_of_y(claim, x, key) > MOST_WORK:
             break
         steps *= 4
@@ -168,7 +193,7 @@ def _longer(
     series = Series("inner steps", numbers, errors)
     where = f"after {solver.steps} inner steps y is not where the implicit function theorem holds"
     unrolled = "or differentiate the steps (Unroll)."
-    if errors[-1] <= tolerance:
+    if errors[-1] <= 0.1 * tolerance:
         remedy = f"the error of {errors[0]:.2g} is gone after {steps}. Take about that many, {unrolled}"
         return Finding(Verdict.NOT_CONVERGED, f"{where}: {remedy}", series)
     if errors[-1] < 0.5 * errors[0]:
@@ -187,7 +212,7 @@ def _certified(claim: Claim, x: Outer, key: Key, found: Evidence) -> Finding | N
 
 
 def _terms(
-    claim: Claim, adjoint: Implicit, exact: np.ndarray, x: Outer, key: Key, tolerance: float
+    claim: Claim, adjoint: Implicit, exact: np.ndarray, x: Outer, key: Key, found: Evidence, tolerance: float
 ) -> tuple[Series | None, int | None]:
     """The error by the number of terms, and the first number that is enough."""
     make: Callable[[int], AbstractInverse]
@@ -207,17 +232,16 @@ def _terms(
             of, make = "ranks", lambda n: Nystrom(n, damping)
         case _:
             return None, None
-    numbers, errors, n = [], [], max(1, given)
-    while n <= MOST_TERMS and len(numbers) < 6:
-        changed = _with(claim, adjoint=dataclasses.replace(adjoint, inverse=make(n)))
+    numbers, errors, n, enough = [], [], max(1, given), False
+    while n <= MOST_TERMS and len(numbers) < 6 and not enough:
+        changed = gradient_of(_with(claim, adjoint=dataclasses.replace(adjoint, inverse=make(n))), x, key)
         numbers.append(n)
-        errors.append(_apart(gradient_of(changed, x, key), exact))
-        if errors[-1] <= tolerance or not math.isfinite(errors[-1]):
-            break
-        if len(errors) > 1 and errors[-1] > 0.99 * errors[-2]:
+        errors.append(_apart(changed, exact))
+        enough = _agrees(found, changed, tolerance)
+        if not math.isfinite(errors[-1]) or (len(errors) > 1 and errors[-1] > 0.99 * errors[-2]):
             break  # more of them do not help, as where the system is damped
         n *= 4
-    return Series(of, numbers, errors), numbers[-1] if errors[-1] <= tolerance else None
+    return Series(of, numbers, errors), numbers[-1] if enough else None
 
 
 def _lookalikes(claim: Claim, adjoint: AbstractAdjoint | None, x: Outer, key: Key, found: Evidence) -> Finding | None:
@@ -273,7 +297,8 @@ def _factor(found: Evidence) -> Finding | None:
     """The same direction with another length, or turned round."""
     slopes, differences = found.slopes, found.differences.value
     c = float(slopes @ differences / (differences @ differences))
-    if not np.isfinite(c) or np.linalg.norm(slopes - c * differences) > 0.02 * np.linalg.norm(slopes) or c == 0:
+    misfit = np.linalg.norm(slopes - c * differences) / np.linalg.norm(slopes)
+    if not misfit <= min(0.02, 0.1 * abs(c - 1)) or c == 0:
         return None
     if c < 0:
         return Finding(Verdict.SIGN, f"it is {c:.4g} times what the differences say: it points uphill.")

@@ -22,7 +22,7 @@ from ..method import Method
 from ..precision import doubled, draws
 from ..problem import BilevelProblem, Key, Outer, Scalar, Task
 
-RANDOM, LEAVES, COORDINATES = 4, 4, 2  # directions, at most
+RANDOM, LEAVES, COORDINATES, FEW = 4, 20, 3, 12  # directions, at most; entries of x of which each is one
 SETTLING = 2000  # steps after which the memory of a single-loop method is taken to have come to rest at the latest
 AT_REST = 1e-9  # relative change of its direction in a step
 
@@ -89,6 +89,11 @@ class Evidence(eqx.Module):
         return np.asarray(self.directions, np.float64) @ self.gradient
 
     @property
+    def coordinates(self) -> np.ndarray:
+        """Which directions move one entry alone."""
+        return (np.asarray(self.directions) != 0).sum(1) == 1
+
+    @property
     def whole(self) -> np.ndarray:
         """The directions that move all of x."""
         return np.asarray(self.directions, np.float64)[[leaf is None for leaf in self.leaves]]
@@ -149,29 +154,32 @@ def gather(claim: Claim, x: Outer, key: Key) -> Evidence:
 def directions_of(
     x: Outer, gradient: np.ndarray, key: Key
 ) -> tuple[tuple[str, ...], tuple[int | None, ...], Float[Array, "directions n"]]:
-    """Names, leaves and vectors: random ones, one of each leaf (of the first ones where there are many), and the
-    coordinates where the gradient is largest, with one that is drawn."""
+    """Names, leaves and vectors: random ones; one of each leaf, or, where there are many, of those with the least
+    gradient an entry; and coordinates, all of a few, or that of the largest gradient and others that are drawn."""
     flat = ravel_pytree(x)[0]
     k_random, k_leaf, k_entry = jax.random.split(key, 3)
-    drawn = min(RANDOM, len(flat))
-    found = [random_directions(flat, drawn, k_random)]
-    names = [f"random {i + 1}" for i in range(drawn)]
-    leaves: list[int | None] = [None] * drawn
+    number = min(RANDOM, len(flat))
+    found = [random_directions(x, number, k_random)]
+    names = [f"random {i + 1}" for i in range(number)]
+    leaves: list[int | None] = [None] * number
     paths = [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(x)]
     ends = np.cumsum([leaf.size for _, leaf in paths])
-    where = np.arange(len(flat))
+    inside = lambda i: (np.arange(len(flat)) >= ends[i] - paths[i][1].size) & (np.arange(len(flat)) < ends[i])
     if len(paths) > 1:
-        for i, (name, leaf) in list(enumerate(paths))[:LEAVES]:
-            inside = jnp.asarray((where >= ends[i] - leaf.size) & (where < ends[i]))
-            drawn = random_directions(flat, 1, jax.random.fold_in(k_leaf, i)) * inside
-            if leaf.size:
-                found.append(drawn / jnp.linalg.norm(drawn))
-                names.append(f"x{name}")
-                leaves.append(i)
+        filled = [i for i, (_, leaf) in enumerate(paths) if leaf.size > 1 or len(flat) > FEW]
+        least = sorted(filled, key=lambda i: float(np.nan_to_num(np.abs(gradient[inside(i)])).mean()))
+        for i in sorted(least[:LEAVES]):
+            drawn = random_directions(x, 1, jax.random.fold_in(k_leaf, i)) * jnp.asarray(inside(i))
+            found.append(drawn / jnp.linalg.norm(drawn))
+            names.append(f"x{paths[i][0]}")
+            leaves.append(i)
     if len(flat) > 1:
-        largest = np.argsort(-np.abs(np.nan_to_num(gradient)), kind="stable")[: COORDINATES - 1]
-        entries = dict.fromkeys([*map(int, largest), int(jax.random.randint(k_entry, (), 0, len(flat)))])
-        found.append(coordinate_directions(flat, list(entries)))
+        entries = list(range(len(flat)))
+        if len(flat) > FEW:
+            largest = int(np.abs(np.nan_to_num(gradient)).argmax())
+            drawn = jax.random.choice(k_entry, len(flat), (COORDINATES,), replace=False)
+            entries = list(dict.fromkeys([largest, *map(int, drawn)]))[:COORDINATES]
+        found.append(coordinate_directions(flat, entries))
         for entry in entries:
             i = int(np.searchsorted(ends, entry, side="right"))
             name, leaf = paths[i]

@@ -18,7 +18,7 @@ from ..problem import BilevelProblem, Key, Outer, Task, canonical, check_problem
 from ..single_loop import SingleLoop
 from ..solvers import AbstractInnerSolver
 from ..tasks import Split, TaskDistribution, sample_batch
-from .causes import causes, disagreeing, remedy
+from .causes import causes, disagreeing, remedy, unjudged
 from .claims import Claim, Evidence, batch_of_one, gather, gradient_of
 from .report import Check, Finding, Verdict
 
@@ -55,7 +55,7 @@ def check_hypergradient(
     check_parts(problem, solver, adjoint)
     x = canonical(x, "x")
     check_problem(problem, x, task, key)
-    _require_deterministic(problem, x, task, key)
+    require_deterministic(problem, x, task, key)
     posed, tasks = batch_of_one(problem, task)
     return _examine(Claim(Nested(posed, solver, adjoint), tasks), x, key, tolerance)
 
@@ -106,9 +106,14 @@ def _examine(claim: Claim, x: Outer, key: Key, tolerance: float) -> Check:
         wide, at = doubled((claim, x))
         found = gather(wide, at, key)
         finding = _judge(wide, at, key, found, tolerance)
-    if finding.verdict is Verdict.RIGHT and flat.dtype != np.float64:
+    if finding.verdict is Verdict.RIGHT and flat.dtype != np.float64 and not _vanishes(found):
         finding = _digits(claim, x, key, found, tolerance) or finding
     return _check(finding, found)
+
+
+def _vanishes(found: Evidence) -> bool:
+    """Whether the gradient is zero, but for rounding."""
+    return float(np.linalg.norm(found.gradient)) <= 1e-9 * max(1.0, abs(found.value))
 
 
 def _judge(claim: Claim, x: Outer, key: Key, found: Evidence, tolerance: float) -> Finding:
@@ -127,10 +132,15 @@ def _judge(claim: Claim, x: Outer, key: Key, found: Evidence, tolerance: float) 
     bad = disagreeing(found, tolerance)
     if not bad.any():
         rough = found.differences.error > np.maximum(0.1 * np.abs(found.differences.value), 1e-6 * size)
+        if _vanishes(found) and rough.all():
+            return Finding(Verdict.RIGHT, "slopes and differences are zero, but for rounding.")
         if rough.all():
             text = "the differences settle at no step size: the outer loss is rough, or does not depend on x to see."
             return Finding(Verdict.UNDECIDED, text)
-        return Finding(Verdict.RIGHT, f"slopes and differences agree to {found.error:.1g}.")
+        reason = f"slopes and differences agree to {found.error:.1g}."
+        if unseen := unjudged(found, tolerance):
+            reason += f" Too small beside the others to be judged: {', '.join(unseen)}."
+        return Finding(Verdict.RIGHT, reason)
     for cause in causes(claim, x, key, found, tolerance):
         if (finding := cause()) is not None:
             return finding
@@ -155,8 +165,11 @@ def _digits(claim: Claim, x: Outer, key: Key, found: Evidence, tolerance: float)
         if not disagreeing(narrow, 0.1).any():
             return None
         away = narrow.error
-    if away <= FEW_DIGITS * tolerance:
+    if away <= tolerance:
         return None
+    if away <= FEW_DIGITS * tolerance:
+        reason = f"slopes and differences agree to {found.error:.1g}, in float64; in {dtype} it is {away:.1g} away."
+        return Finding(Verdict.RIGHT, reason)
     return Finding(
         Verdict.COARSE,
         f"in float64 it is right, and in {dtype} {away:.2g} away from that: JAX_ENABLE_X64=1 mends it, or losses and "
@@ -183,7 +196,7 @@ def _check(finding: Finding, found: Evidence) -> Check:
     )
 
 
-def _require_deterministic(problem: BilevelProblem, x: Outer, task: Task, key: Key) -> None:
+def require_deterministic(problem: BilevelProblem, x: Outer, task: Task, key: Key) -> None:
     """Raises an `InputError` that names a function which gives two results for the same arguments."""
     seen = []
     for _ in range(2):  # numbers that are drawn while tracing differ from one trace to the next

@@ -14,6 +14,7 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from .. import hypergradients
+from ..check.examine import require_deterministic
 from ..errors import ComputationError
 from ..hypergradients import Solution
 from ..info import Certificate, Result
@@ -50,6 +51,7 @@ def command(
 ) -> None:
     with Interrupts():
         case = load_case(*file)
+        require_deterministic(case.problem, case.x, case.task, case.key)
         note(f"Solving {case.title} by {steps} steps of {outer_optimizer} ...")
         found = hypergradients.solve(
             case.problem,
@@ -126,7 +128,8 @@ def _archive(x: Outer) -> bytes:
 command.help = "\n\n".join(
     [
         "Minimise the outer loss of a problem of your own.",
-        "Each outer step solves the inner problem, from where the last solve stopped, and follows its hypergradient. "
+        "Each outer step solves the inner problem, from where the last solve stopped or, where its start depends on x, "
+        "from there, and follows its hypergradient. "
         "Exit status 1 where the result is not one to be trusted.",
         CONTENTS,
     ]

@@ -1,5 +1,7 @@
 """Checks of hypergradients: what is right is called right, and each way of being wrong by its name."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +15,7 @@ from metabilevel.differences import SIZES, central_differences, coordinate_direc
 from metabilevel.precision import double_precision
 
 KEY = jax.random.key(3)
-PROBLEM, A, TARGET = quadratic(5)
+PROBLEM = quadratic(5)[0]
 X = jnp.linspace(0.5, 1.0, 5)
 SOLVED = mb.GradientDescent(optax.sgd(0.5), steps=120)
 
@@ -127,6 +129,56 @@ def test_it_says_how_many_steps_and_terms_would_do():
     assert mb.check_hypergradient(PROBLEM, X, None, key=KEY, solver=SOLVED, adjoint=adjoint).right
 
 
+EVERY = {"a": jnp.array(0.5), "b": jnp.array(0.4), "c": jnp.array(0.3), "d": jnp.array(0.2), "e": jnp.array(0.1)}
+
+
+@pytest.mark.parametrize("factor", [0.0, -1.0, 1.01])
+def test_a_small_leaf_behind_many_is_judged_too(factor):
+    problem = mb.BilevelProblem(
+        init=lambda x, task, key: jnp.zeros(2),
+        inner_loss=lambda x, y, task, key: (
+            jnp.sum((y - 1) ** 2) + jnp.sin(x["a"] + x["b"] + x["c"] + x["d"]) * y[0] + 2e-4 * jnp.sin(x["e"]) * y[1]
+        ),
+        outer_loss=lambda x, y, task, key: jnp.sum(y**2),
+    )
+    tweaked = Tweaked(lambda g: {**g, "e": factor * g["e"]})
+    found = mb.check_hypergradient(problem, EVERY, None, key=KEY, solver=descent(5), adjoint=tweaked)
+    assert not found.right
+    assert "x['e']" in found.reason
+    assert "x['a']" not in found.reason
+
+
+def test_a_small_entry_of_a_vector_is_judged_too():
+    problem = mb.BilevelProblem(
+        init=lambda x, task, key: jnp.zeros(2),
+        inner_loss=lambda x, y, task, key: jnp.sum((y - 1) ** 2) + jnp.sin(x) @ (jnp.array([1.0, 3e-4]) * y),
+        outer_loss=lambda x, y, task, key: jnp.sum(y**2),
+    )
+    x, honest, tweaked = jnp.full(2, 0.5), mb.Unroll(), Tweaked(lambda g: g * jnp.array([1.0, -1.0]))
+    for adjoint, right in [(honest, True), (tweaked, False)]:
+        found = mb.check_hypergradient(problem, x, None, key=KEY, solver=descent(5), adjoint=adjoint)
+        assert found.right == right, found.reason
+
+
+def test_leaves_of_other_scales_are_right_where_they_are():
+    problem = mb.BilevelProblem(
+        init=lambda x, task, key: jnp.zeros(2),
+        inner_loss=lambda x, y, task, key: (
+            jnp.sum((y - 1) ** 2) + jnp.sin(1e-6 * x["a"]) * y[0] + jnp.sin(1e6 * x["b"]) * y[1]
+        ),
+        outer_loss=lambda x, y, task, key: jnp.sum(y**2),
+    )
+    x = {"a": jnp.array(1e6), "b": jnp.array(1e-6)}
+    found = mb.check_hypergradient(problem, x, None, key=KEY, solver=descent(5))
+    assert found.right, found.reason
+
+
+def test_a_zero_gradient_at_the_optimum_is_right(x64):
+    problem, a, target = quadratic(5)
+    found = mb.check_hypergradient(problem, jnp.asarray(a @ target), None, key=KEY, solver=SOLVED)
+    assert found.right, found.reason
+
+
 def test_dead_leaves_are_named_and_the_others_are_not():
     problem = curved(lambda x, y: jnp.sum((y - 1) ** 2), lambda x, y: jnp.sum(y**3) * jnp.exp(x["r"]))
     found = mb.check_hypergradient(problem, BOTH, None, key=KEY, solver=descent(8), adjoint=implicit(mb.Dense()))
@@ -187,6 +239,20 @@ class Changed(mb.AbstractAdjoint):
         reached, _ = mb.Unroll().hypergradient(problem, solver, x, task, key, begin)
         gradient = mb.Unroll().hypergradient(problem, solver, x, task, other, begin)[1]
         return reached, jax.tree.map(lambda a: self.factor * a, gradient)
+
+
+class Tweaked(mb.AbstractAdjoint):
+    """The gradient of an unroll, after `tweak`."""
+
+    tweak: Callable
+    unseen = "Nothing."
+
+    def __call__(self, problem, solver, x, y0, task, key):
+        return mb.Unroll()(problem, solver, x, y0, task, key)
+
+    def hypergradient(self, problem, solver, x, task, key, begin=lambda y0: y0):
+        reached, gradient = mb.Unroll().hypergradient(problem, solver, x, task, key, begin)
+        return reached, self.tweak(gradient)
 
 
 @pytest.mark.parametrize(
@@ -288,7 +354,7 @@ def test_differences_stand_on_their_plateau(double, key):
         x = {"a": jnp.linspace(0.1, 1.0, 5), "b": jnp.full(2, 2.0)}
         fn = lambda x, t: jnp.sum(jnp.sin(x["a"]) * t) + jnp.prod(x["b"]) ** 2
         flat = jnp.concatenate(list(x.values()))
-        directions = jnp.concatenate([random_directions(flat, 3, key), coordinate_directions(flat, [0, 6])])
+        directions = jnp.concatenate([random_directions(x, 3, key), coordinate_directions(flat, [0, 6])])
         found = central_differences(fn, x, directions, jnp.asarray(1.7))
         gradient = jnp.concatenate(list(jax.grad(fn)(x, 1.7).values()))
         assert found.table.shape == found.steps.shape == (5, SIZES)
@@ -302,16 +368,19 @@ def test_directions_are_named_after_what_they_move():
     gradient = np.zeros(11)
     gradient[[5, 6]] = 3, 2
     names, leaves, directions = directions_of(x, gradient, KEY)
-    assert names[:8] == (
-        *(f"random {i}" for i in (1, 2, 3, 4)), "x['a']", "x['b']", "x['c']", "x['a'][1][2]",
-    )  # fmt: skip
-    assert leaves[:8] == (None, None, None, None, 0, 1, 2, 0)
+    entries = [*(f"x['a'][{i}][{j}]" for i in (0, 1) for j in (0, 1, 2)), "x['b']", *(f"x['c'][{i}]" for i in range(4))]
+    assert names == (*(f"random {i}" for i in (1, 2, 3, 4)), "x['a']", "x['c']", *entries)
+    assert leaves == (None, None, None, None, 0, 2, *[0] * 6, 1, *[2] * 4)
     np.testing.assert_allclose(np.linalg.norm(directions, axis=1), 1, rtol=1e-6)
     inside = np.asarray(directions) != 0
     assert not inside[4, 6:].any()
     assert inside[4, :6].all()
-    assert inside[5].nonzero()[0].tolist() == [6]
-    assert inside[7].nonzero()[0].tolist() == [5]
+    assert inside[5].nonzero()[0].tolist() == [7, 8, 9, 10]
+    np.testing.assert_array_equal(directions[6:], np.eye(11))
+
+    names, leaves, directions = directions_of({"a": jnp.zeros(30), "b": jnp.zeros(())}, np.eye(31)[17], KEY)
+    assert names[4:7] == ("x['a']", "x['b']", "x['a'][17]")
+    assert len(names) == len(set(names)) == 9
 
 
 def test_double_precision_leaves_no_constant_behind():
