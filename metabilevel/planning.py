@@ -134,6 +134,11 @@ def choose(
     **Raises:** `InputError` where none fits, and where there is a budget and the compiler tells nothing.
     """
     begun, before, seen, refused = time.perf_counter(), held(), set(), {}
+    if budget is not None and before >= budget:
+        raise InputError(
+            f"The process holds {readable(before)} before anything is compiled, and the memory budget is "
+            f"{readable(budget)}. Give a larger budget."
+        )
 
     def measured(group: list[Plan]) -> list[tuple[int | None, Plan, Programs]]:
         """What each loop adds, the fastest first; nothing of a program that was seen already."""

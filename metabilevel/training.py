@@ -154,8 +154,8 @@ def plan(
     **Raises:** `InputError` where no way fits.
     """
     count("meta_batch", meta_batch, 1)
-    if memory_budget is not None and (isinstance(memory_budget, bool) or not memory_budget >= 1):
-        raise InputError(f"memory_budget = {memory_budget!r}: a number of bytes is wanted.")
+    if memory_budget is not None:
+        count("memory_budget", memory_budget, 1, 2**63 - 1)  # bytes
     now = start(in_chunks(method, task_chunk), tasks, optimizer, key, meta_batch, validation is not None)
     method.estimator.check(now.x, tasks, key)
     judged = [] if validation is None else [{"split": "valid", "episodes": validation}]

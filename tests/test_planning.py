@@ -198,8 +198,14 @@ def test_what_fits_nowhere_is_refused_with_the_least_that_it_takes(sines, optimi
         choose(sines[1], sorting(SIZES), budget=held() + one // 4)
     least, whole = (float(re.search(rf"{word} ([\d.]+) GiB", str(refused.value))[1]) for word in ("take", "budget is"))
     assert least - whole == pytest.approx(one / 4 / GIB, abs=0.1)
-    with pytest.raises(mb.InputError, match="memory_budget = 0: a number of bytes"):
-        mb.plan(sines[1], sines[0], OPTIMIZER, memory_budget=0, **GIVEN)
+    with pytest.raises(mb.InputError, match=r"The process holds .* and the memory budget is 1\.00 MiB\."):
+        choose(sines[1], lambda way: pytest.fail("a way was looked at"), budget=2**20)
+
+
+@pytest.mark.parametrize("budget", [0, True, 2**63])
+def test_a_budget_is_a_number_of_bytes(sines, budget):
+    with pytest.raises(mb.InputError, match=f"memory_budget = {budget!r}: .* is wanted"):
+        mb.plan(sines[1], sines[0], OPTIMIZER, memory_budget=budget, **GIVEN)
 
 
 def test_a_run_that_the_machine_cannot_hold_is_refused():

@@ -60,7 +60,8 @@ COMMON = [
     click.Option(
         ["--memory-budget"],
         type=Size(),
-        help="What the process may hold, as 8GiB: task chunk, checkpoints and mixed mode are picked to fit.",
+        help="What the process may hold, as 8GiB: task chunk, checkpoints and mixed mode are picked to fit. "
+        "--resume wants the same.",
     ),
     click.Option(
         ["--profile"],
