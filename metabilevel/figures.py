@@ -3,6 +3,7 @@
 import base64
 import io
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +87,8 @@ class Panel:
     images: Sequence[Image] = ()
 
 
+SEEN = 1.2  # ratio of what a logarithmic axis shows, below which it is widened
+LETTERS = 44  # of the title, over one panel
 MANY = 5  # names in a legend, above which it would hide curves
 
 
@@ -99,7 +102,7 @@ def draw(path: Path, title: str, panels: Sequence[Panel]) -> None:
     columns = 2 if len(panels) == 4 else min(3, len(panels))
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(4.6 * columns, 3.5 * rows + 0.4), layout="constrained")
-    figure.suptitle(title, fontsize=13, fontweight="bold")
+    figure.suptitle(textwrap.fill(title, LETTERS * columns), fontsize=13, fontweight="bold")
     names = [curve.name for panel in panels for curve in panel.curves if curve.style in ("line", "paper", "points")]
     colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(dict.fromkeys(names))}
     explained, below = set(), {}
@@ -169,6 +172,10 @@ def _draw_panel(axes: "Axes", panel: Panel, colours: dict[str, str]) -> None:
         if letter in panel.log and any(0 < value < math.inf for value in values):
             axes.set(**{f"{letter}scale": "log"})
             low, high = axis.get_view_interval()
+            if letter == "y" and high < SEEN * low:  # what is nearly constant is not to look like a cliff
+                middle = math.sqrt(low * high)
+                axes.set_ylim(middle / 3, middle * 3)
+                low, high = axis.get_view_interval()
             subs = (1,) if high > 1e3 * low else (1, 2, 5)
             axis.set_major_locator(LogLocator(subs=subs, numticks=7) if high > 4 * low else MaxNLocator(5))
             axis.set_major_formatter(StrMethodFormatter("{x:g}"))

@@ -53,6 +53,8 @@ def check_hypergradient(
     """
     number("tolerance", tolerance, 0, above=True)
     check_parts(problem, solver, adjoint)
+    if any(isinstance(a, jax.core.Tracer) for a in jax.tree.leaves((x, task, key))):
+        raise InputError("check_hypergradient looks at numbers: call it outside jax.jit.")
     x = canonical(x, "x")
     check_problem(problem, x, task, key)
     require_deterministic(problem, x, task, key)
@@ -181,7 +183,7 @@ def _check(finding: Finding, found: Evidence) -> Check:
     differences, rows = found.differences, []
     bad = zip(found.names, found.slopes, differences.value, differences.error, strict=True)
     for name, slope, difference, uncertainty in bad:
-        scale = max(abs(slope), abs(difference))
+        scale = abs(difference) or abs(slope)
         error = abs(slope - difference) / scale if scale else 0.0
         row = {"slope": slope, "difference": difference, "uncertainty": uncertainty, "error": error}
         rows.append({"direction": name, **{name: float(value) for name, value in row.items()}})

@@ -57,7 +57,7 @@ class Check:
     - `verdict`, and the `reason` in words; `right` is whether the verdict is that.
     - `error`: root mean square, over the random directions, of slope minus difference, relative to the differences.
     - `rows`: for each direction its name, the `slope` <hypergradient, direction>, the central `difference`, its own
-      `uncertainty`, and the relative `error` of the slope.
+      `uncertainty`, and the `error` of the slope relative to it (to the slope, where the difference is zero).
     - `steps` and `sweep`, each [directions][step sizes]: the step sizes and the differences there, whose plateau is
       the `difference`.
     - `series`: the error against inner steps, or terms, where the verdict speaks of them.
@@ -86,7 +86,10 @@ class Check:
         """The rows, to be printed by rich."""
         from rich.table import Table
 
-        table = Table(title=f"{title}: check", caption=f"{self.verdict} (relative error {self.error:.2g})")
+        table = Table(
+            title=f"{title}: check",
+            caption=f"{self.verdict}; relative error {self.error:.2g} over the random directions",
+        )
         table.add_column("direction")
         for heading in ("hypergradient", "difference", "uncertainty", "relative error"):
             table.add_column(heading, justify="right")

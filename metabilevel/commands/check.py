@@ -28,7 +28,7 @@ META_BATCH = 2  # where nothing else is asked for
 @click.argument("target", metavar="FILE.py[:NAME] | METHOD | RUN")
 @click.option("--tasks", type=PluginName(TASKS), help="The task family, for a METHOD.")
 @click.option("--task-option", type=Assignment(), multiple=True, help="An option of the tasks; repeatable.")
-@click.option("--option", type=Assignment(), multiple=True, help="An option of the method; repeatable.")
+@click.option("--option", type=Assignment(), multiple=True, help="Of the method, as learning_rate=.01; repeatable.")
 @click.option("--meta-batch", type=Count(1), help=f"Tasks, for a METHOD or a RUN. [default: {META_BATCH}]")
 @click.option("--tolerance", type=Positive(), default=1e-3, show_default=True, help="Relative; what still agrees.")
 @click.option("--seed", type=Count(0, 2**32 - 1), help="Of all randomness. [default: 0, or the run's, or the file's]")
@@ -72,10 +72,13 @@ def command(
             settings |= {"meta_batch": meta_batch or META_BATCH}
             found = check_method(method, method.init(key), family, key=key, **settings)
     folder = out or folder
-    folder.mkdir(parents=True, exist_ok=True)
-    found.draw(folder / PICTURE, title)
     document = {"target": target, "title": title, **found.as_json()}
-    show(as_json, document, found.table(title), _sentence(found), f"Drawn in {folder / PICTURE}")
+    parts = [found.table(title), _sentence(found)]
+    if any(curve.x for panel in found.panels() for curve in panel.curves):
+        folder.mkdir(parents=True, exist_ok=True)
+        found.draw(folder / PICTURE, title)
+        parts.append(f"Drawn in {folder / PICTURE}")
+    show(as_json, document, *parts)
     if not found.right:
         raise click.exceptions.Exit(1)
 
