@@ -6,6 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import numpy as np
+from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
 from jaxtyping import PyTree
 
@@ -53,7 +54,7 @@ def check_hypergradient(
     """
     number("tolerance", tolerance, 0, above=True)
     check_parts(problem, solver, adjoint)
-    if any(isinstance(a, jax.core.Tracer) for a in jax.tree.leaves((x, task, key))):
+    if any(isinstance(a, Tracer) for a in jax.tree.leaves((x, task, key))):
         raise InputError("check_hypergradient looks at numbers: call it outside jax.jit.")
     x = canonical(x, "x")
     check_problem(problem, x, task, key)

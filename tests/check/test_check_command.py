@@ -162,6 +162,13 @@ def test_an_x_of_integers_means_floats(write):
     assert [float(a) for a in load_case(path, None).x] == [3.0, 4.0]
 
 
+def test_what_is_traced_cannot_be_checked(write):
+    case = load_case(write(GOOD), None)
+    check = lambda x: mb.check_hypergradient(case.problem, x, case.task, key=case.key, solver=case.solver).error
+    with pytest.raises(mb.InputError, match=r"looks at numbers: call it outside jax\.jit"):
+        jax.jit(check)(case.x)
+
+
 def test_a_file_may_import_what_lies_beside_it(write, tmp_path):
     (tmp_path / "beside_it.py").write_text(GOOD)
     assert load_case(write("from beside_it import *"), None).title == "mine.py:problem"
