@@ -219,6 +219,11 @@ def learning_rate_applied_already(learner: mb.Learner) -> mb.Method:
     return turned(maml(learner), lambda direction: jax.tree.map(lambda a: 0.1 * a, direction))
 
 
+@caught_by("gradient-large", "a large inner loss")
+def entries_clipped_at_50(learner: mb.Learner) -> mb.Method:
+    return turned(maml(learner), lambda direction: jax.tree.map(lambda a: jnp.clip(a, -50, 50), direction))
+
+
 @caught_by("gradient", "wrong in x['body']")
 def leaf_forgotten(learner: mb.Learner) -> mb.Method:
     return turned(maml(learner), lambda d: {**d, "body": jax.tree.map(jnp.zeros_like, d["body"])})
@@ -528,6 +533,56 @@ def adaptation_on_the_queries(learner: mb.Learner) -> mb.Method:
 @caught_by("adapts-as-trained", "steps")
 def one_step_more_at_test(learner: mb.Learner) -> mb.Method:
     return dataclasses.replace(maml(learner), solver=mb.GradientDescent(optax.sgd(RATE), STEPS + 1))
+
+
+@caught_by("adapts-as-trained", "learning rate")
+def another_rate_at_test(learner: mb.Learner) -> mb.Method:
+    return dataclasses.replace(maml(learner), solver=mb.GradientDescent(optax.sgd(RATE / 100), STEPS))
+
+
+@caught_by("adapts-as-trained", "another inner loss")
+def away_from_the_support_at_test(learner: mb.Learner) -> mb.Method:
+    right = maml(learner)
+    away = lambda x, y, task, key: -learner.fit(y, task.support)
+    return dataclasses.replace(right, problem=dataclasses.replace(right.problem, inner_loss=away))
+
+
+def told(learner: mb.Learner, change: Callable[[mb.Info], mb.Info]) -> mb.Method:
+    return around(maml(learner), lambda direction, carry, info, *given: (direction, carry, change(info)))
+
+
+@caught_by("adapts-as-trained", "residual 0 where")
+def certificate_of_zero(learner: mb.Learner) -> mb.Method:
+    nothing = lambda info: jax.tree.map(jnp.zeros_like, info.certificate)
+    return told(learner, lambda info: dataclasses.replace(info, certificate=nothing(info)))
+
+
+def scored(method: mb.Method, change: Callable[[Any], Any]) -> mb.Method:
+    """With a metric in test and training, which training reports as `change` of it."""
+
+    def outer_loss(x, y, task, key):
+        value, metrics = method.problem.objective(x, y, task, key)
+        return value, {**metrics, "double": 2 * value}
+
+    posed = dataclasses.replace(method.problem, outer_loss=outer_loss)
+    changed = lambda info: dataclasses.replace(info, metrics={**info.metrics, "double": change(info.metrics["double"])})
+    right = mb.Method(posed, method.init, mb.Nested(posed, method.solver), method.solver)
+    return around(right, lambda direction, carry, info, *given: (direction, carry, changed(info)))
+
+
+@caught_by("adapts-as-trained", "the double")
+def metric_on_another_scale(learner: mb.Learner) -> mb.Method:
+    return scored(maml(learner), lambda a: 2 * a + 1)
+
+
+@caught_by("mean-over-tasks", "change places")
+def metric_of_the_next_task(learner: mb.Learner) -> mb.Method:
+    return scored(maml(learner), lambda a: jnp.roll(a, 1))
+
+
+@caught_by("adapts", "judged on examples")
+def judged_on_the_support(learner: mb.Learner) -> mb.Method:
+    return maml(learner, outer_loss=lambda x, y, task, key: learner.test(y, task.support, task.support))
 
 
 @caught_by("builds", "annotation")

@@ -14,7 +14,7 @@ from functools import partial
 
 from ..errors import InputError, did_you_mean
 from ..tasks import TaskDistribution
-from . import analytic, behaviour, interface, inverses, state
+from . import adaptation, analytic, behaviour, interface, inverses, state
 from .bench import Factory
 from .outcome import Nonconformity as Nonconformity
 from .outcome import NotApplicable as NotApplicable
@@ -23,7 +23,7 @@ from .trial import Trial
 
 _CHECKS: dict[str, Callable[[Trial], None]] = {
     check.__name__.replace("_", "-"): check
-    for module in (interface, state, behaviour, analytic, inverses)
+    for module in (interface, state, behaviour, adaptation, analytic, inverses)
     for check in module.CHECKS
 }
 CHECKS: dict[str, str] = {name: " ".join((check.__doc__ or "").split()) for name, check in _CHECKS.items()}

@@ -155,6 +155,11 @@ def gradient_ill_conditioned(trial: Trial) -> None:
     _exact(trial, "ill-conditioned")
 
 
+def gradient_large(trial: Trial) -> None:
+    """Likewise, where targets and the gradient are a thousand times larger: nothing is clipped."""
+    _exact(trial, "large")
+
+
 def _exact(trial: Trial, name: str) -> None:
     claimed = claim(trial)
     for seed in trial.seeds:
@@ -227,4 +232,5 @@ CHECKS = (
     gradient_isotropic,
     gradient_one_dimension,
     gradient_ill_conditioned,
+    gradient_large,
 )

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from ..solvers import AbstractIterativeSolver
 from ..tasks import Episode
 from .bench import Bench, Found, Point
 from .families import still
@@ -64,7 +63,8 @@ def sees_x(trial: Trial) -> None:
 
 
 def mean_over_tasks(trial: Trial) -> None:
-    """The direction of a batch is the mean over its tasks, each taken alone, in any order."""
+    """The direction of a batch is the mean over its tasks, each taken alone, in any order; so are losses and metrics
+    those of each task."""
     bench = trial.bench
     _several(bench)
     if not trial.deterministic:
@@ -72,12 +72,13 @@ def mean_over_tasks(trial: Trial) -> None:
     for seed in trial.seeds:
         point, found = bench.start(seed), bench.first(seed)
         copies = [_copies(bench, point, i) for i in range(bench.size)]
-        losses = np.stack([np.asarray(each.info.loss)[0] for each in copies])
-        if said := unequal(found.info.loss, losses, "info.loss", CLOSE):
-            raise Nonconformity(
-                f"{said}, the loss of that task in a batch of copies of it (seed {seed}): tasks of a batch have a part "
-                "in one another's loss. Write the estimate of one task, and jax.vmap it."
-            )
+        for name, rows in {"loss": found.info.loss, **found.info.metrics}.items():
+            numbers = [{"loss": each.info.loss, **each.info.metrics}[name] for each in copies]
+            if said := unequal(rows, np.stack([np.asarray(each)[0] for each in numbers]), f"info's {name}", CLOSE):
+                raise Nonconformity(
+                    f"{said}, the {name} of that task in a batch of copies of it (seed {seed}): tasks of a batch have "
+                    "a part in one another's, or change places. Write the estimate of one task, and jax.vmap it."
+                )
         if said := unequal(found.direction, mean([each.direction for each in copies]), "direction", CLOSE):
             raise Nonconformity(
                 f"{said}, the mean over the tasks (seed {seed}): tasks have weights by their place in the batch, or a "
@@ -290,54 +291,6 @@ def zero_gradient(trial: Trial) -> None:
             found = bench(point._replace(tasks=tasks, carry=found.carry))
 
 
-def adapts(trial: Trial) -> None:
-    """A test adapts to the support set of a task alone, and is finite."""
-    bench = trial.bench
-    with bench.precision():
-        serve = jax.jit(lambda x, task, key: (bench.method.adapt(x, task, key), bench.method.test(x, task, key)))
-        for seed in trial.seeds:
-            point = bench.start(seed)
-            task = jax.tree.map(lambda a: a[0], point.tasks)
-            y, said = serve(point.x, task, point.key)
-            if wrong := broken(said, "test") or broken(y, "y"):
-                raise Nonconformity(f"a test's {wrong} (seed {seed}).")
-            if isinstance(task, Episode):
-                other = task._replace(query=jax.tree.map(lambda a: a[::-1] * 2, task.query))
-                if wrong := unequal(serve(point.x, other, point.key)[0], y, "y"):
-                    raise Nonconformity(
-                        f"with other queries adaptation ends elsewhere: {wrong} (seed {seed}). A test must not see the "
-                        "query set before it is judged on it."
-                    )
-
-
-def adapts_as_trained(trial: Trial) -> None:
-    """The losses in training are not those of a test with one inner step more, or one fewer."""
-    bench = trial.bench
-    solver = bench.method.solver
-    if not isinstance(solver, AbstractIterativeSolver) or solver.steps < 1:
-        raise NotApplicable("the inner solver of a test takes no steps")
-    if not trial.deterministic:
-        raise NotApplicable("the losses depend on the key")
-    near = (solver.steps - 1, solver.steps, solver.steps + 1)
-    with bench.precision():
-        curve = jax.jit(lambda x, task, key: [row["loss"] for row in bench.method.curve(x, task, key, near)])
-        for seed in trial.seeds:
-            point = bench.start(seed)
-            fewer, same, more = map(float, curve(point.x, jax.tree.map(lambda a: a[0], point.tasks), point.key))
-            trained = float(bench.first(seed).info.loss[0])
-            off = {steps: loss for steps, loss in zip(near, (fewer, same, more), strict=True) if _close(loss, trained)}
-            if off and not any(_close(same, loss) for loss in off.values()):
-                raise Nonconformity(
-                    f"in training a task has the loss {trained:.6g}, which a test has after {next(iter(off))} inner "
-                    f"steps and not after the {solver.steps} that it takes ({same:.6g}; seed {seed}). One of the two "
-                    "counts its steps wrongly."
-                )
-
-
-def _close(a: float, b: float) -> bool:
-    return abs(a - b) <= 1e-10 * (abs(a) + abs(b))
-
-
 CHECKS = (
     jit,
     float32,
@@ -349,6 +302,4 @@ CHECKS = (
     bad_part_marked,
     recovers,
     zero_gradient,
-    adapts,
-    adapts_as_trained,
 )

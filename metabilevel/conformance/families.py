@@ -195,7 +195,9 @@ CASES: dict[str, tuple[float, ...]] = {
     "isotropic": (1.0, 1.0),
     "one-dimension": (1.0,),
     "ill-conditioned": (1.0, 0.01),
+    "large": (0.6, 1.4),
 }  # eigenvalues of the inner Hessian
+LARGE = 1e3  # times the targets of the case of this name
 
 
 def case(subject: Any, spectrum: tuple[float, ...]) -> TaskDistribution:
@@ -242,6 +244,20 @@ def turned(key: Any, spectrum: tuple[float, ...]) -> Array:
     """A symmetric matrix of these eigenvalues, along random axes."""
     axes = jnp.linalg.qr(jax.random.normal(key, (len(spectrum), len(spectrum))))[0]
     return axes @ jnp.diag(jnp.array(spectrum)) @ axes.T
+
+
+def enlarged(task: Episode) -> Episode:
+    """A task of these quadratics whose inner solution and targets, and hence the outer gradient, are far larger."""
+
+    def data(part: Data) -> Data:
+        match part.inputs:
+            case Inner(a, b, c):
+                return part._replace(inputs=Inner(a, b, LARGE * c))
+            case OuterPart(y, x):
+                return part._replace(inputs=OuterPart(LARGE * y, LARGE * x))  # pyright: ignore
+        return part._replace(targets=LARGE * part.targets)
+
+    return task._replace(support=data(task.support), query=data(task.query))
 
 
 FAMILIES: dict[str, tuple[type, Family]] = {

@@ -9,7 +9,7 @@ import numpy as np
 from ..errors import InputError
 from ..tasks import sample_batch
 from .bench import Bench, Factory, Found, Point, choose
-from .families import CASES, Family, case
+from .families import CASES, Family, case, enlarged
 from .outcome import Nonconformity, NotApplicable
 from .trees import flat, unequal
 
@@ -89,6 +89,7 @@ class Trial:
         with bench.precision():
             point = bench.start(seed)
             tasks = sample_batch(case(self.bench.tasks.subject, CASES[name]), jax.random.key(seed), "train", 1)
+            tasks = enlarged(tasks) if name == "large" else tasks
             return bench, point._replace(tasks=tasks, carry=bench.method.estimator.init(point.x, tasks, point.key))
 
     @cache  # noqa: B019 - likewise
