@@ -83,8 +83,8 @@ class Unroll(AbstractAdjoint):
     mixed_mode: bool = eqx.field(static=True, default=False)
     window: int | None = eqx.field(static=True, default=None)
     unseen: ClassVar[str] = (
-        "Neither the outer loss nor the inner solve (its window, where it has one) depends on it: leave it out, or look "
-        "for a mistake in them."
+        "Neither the outer loss nor the inner solve (its window, where it has one) depends on it: leave it out, or "
+        "look for a mistake in them."
     )
 
     def __check_init__(self):
@@ -172,8 +172,9 @@ def optimizer_remedy(
         return " The inner optimizer has no derivative, as optax.radam has none: take optax.adam(1e-3, eps_root=1e-8)."
     if not differentiable(zero):
         return (
-            " The inner optimizer has no derivative where an inner gradient is exactly zero, as that of a dead unit is: "
-            "give it eps_root=1e-8, as in optax.adam(1e-3, eps_root=1e-8), or clip by value (optax.clip), not a norm."
+            " The inner optimizer has no derivative where an inner gradient is exactly zero, as that of a dead unit "
+            "is: give it eps_root=1e-8, as in optax.adam(1e-3, eps_root=1e-8), or clip by value (optax.clip), not a "
+            "norm."
         )
     return ""
 

@@ -30,7 +30,8 @@ def tables(found: Profile, title: str) -> list[Table]:
     for heading in ("largest arrays", "shape", "phase", "source"):
         buffers.add_column(heading, justify="right" if heading == "largest arrays" else "left")
     for buffer in found.buffers:
-        buffers.add_row(readable(buffer.bytes), buffer.shape, buffer.phase, "/".join(buffer.source.split("/")[-2:]) or "-")
+        source = "/".join(buffer.source.split("/")[-2:]) or "-"
+        buffers.add_row(readable(buffer.bytes), buffer.shape, buffer.phase, source)
     return [time, memory, buffers]
 
 

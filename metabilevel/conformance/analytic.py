@@ -20,7 +20,7 @@ from .trial import LATER, Trial
 Claim: TypeAlias = Literal["path", "solution", "either"]
 
 STEP = 1e-5
-FINE = 3e-7  # a second step, where a kink (of a ReLU, say) lies within the first
+FINE = 1e-8  # a second step, where a kink (of a ReLU, say) lies within the first
 EXACT = 1e-5  # relative error of a directional derivative by central differences, generously
 
 
