@@ -105,10 +105,18 @@ def _examine(claim: Claim, x: Outer, key: Key, tolerance: float) -> Check:
     flat = ravel_pytree(x)[0]
     if not flat.size:
         raise InputError("x holds no entry: there is no hypergradient to check.")
-    with double_precision(claim.both, x, key):
-        wide, at = doubled((claim, x))
-        found = gather(wide, at, key)
-        finding = _judge(wide, at, key, found, tolerance)
+    try:
+        with double_precision(claim.both, x, key):
+            wide, at = doubled((claim, x))
+            found = gather(wide, at, key)
+            finding = _judge(wide, at, key, found, tolerance)
+    except InputError:
+        raise
+    except (TypeError, ValueError) as error:  # types that are written out, as of the carry of a scan
+        found = gather(claim, x, key)
+        finding = _judge(claim, x, key, found, tolerance)
+        refused = f" All in {flat.dtype}: in float64 it does not compute ({type(error).__name__})."
+        return _check(dataclasses.replace(finding, reason=finding.reason + refused), found)
     if finding.verdict is Verdict.RIGHT and flat.dtype != np.float64 and not _vanishes(found):
         finding = _digits(claim, x, key, found, tolerance) or finding
     return _check(finding, found)

@@ -338,6 +338,17 @@ def test_training_names_the_mend_too():
     assert "eps_root" not in str(other.value)
 
 
+def test_what_computes_in_single_precision_alone_is_checked_in_it():
+    def inner_loss(x, y, task, key):
+        return jax.lax.scan(lambda total, a: (total + a**2, None), jnp.zeros((), jnp.float32), y - x)[0]
+
+    problem = mb.BilevelProblem(lambda x, task, key: jnp.zeros(3), inner_loss, lambda x, y, task, key: jnp.sum(y**2))
+    for adjoint, verdict in [(mb.Unroll(), "right"), (Tweaked(lambda g: -g), "wrong sign")]:
+        found = mb.check_hypergradient(problem, jnp.ones(3), None, key=KEY, solver=descent(3), adjoint=adjoint)
+        assert found.verdict == verdict, found.reason
+        assert "does not compute (TypeError)" in found.reason
+
+
 def test_what_cannot_be_checked_is_refused():
     empty = mb.BilevelProblem(
         lambda x, task, key: jnp.zeros(2), PENALISED.outer_loss, lambda x, y, task, key: jnp.sum(y)
