@@ -7,13 +7,16 @@ ifneq ($(wildcard ../shared/data),)
 export METABILEVEL_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: demo test lint benchmarks clean
+.PHONY: demo test conformance lint benchmarks clean
 
 demo: $(VENV)/installed  ## MAML's sinusoid table and figure, with the numbers of the paper beside ours
 	$(BIN)/metabilevel repro run maml-sinusoid --scale small --out runs/demo
 
 test: $(VENV)/installed  ## every test, a file at a time on each of two processes
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+conformance: $(VENV)/installed  ## every check of the conformance kit on every method, those that take long too
+	$(BIN)/python -m pytest -m "thorough or not thorough" tests/conformance
 
 lint: $(VENV)/installed  ## style and types
 	$(BIN)/ruff check .

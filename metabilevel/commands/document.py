@@ -20,9 +20,13 @@ class Document:
     def alone(self) -> Iterator[None]:
         """What others print meanwhile goes to standard error. In the program itself so does, until the process ends,
         whatever is written to the file descriptor: by other programs, compiled code, functions that run at exit."""
-        self._stream, self.printed = _taken() or sys.stdout, False
-        with redirect_stdout(sys.stderr):
-            yield
+        taken = _taken()
+        self._stream, self.printed = taken or sys.stdout, False
+        try:
+            with redirect_stdout(sys.stderr):
+                yield
+        finally:
+            self._stream = taken
 
     def print(self, text: str) -> None:
         """Prints the document. Where that fails, as on a full disk, no other one is to be tried."""
