@@ -77,6 +77,7 @@ def invoke(
     folder = tmp_path / "here"
     folder.mkdir()
     monkeypatch.chdir(folder)
+    monkeypatch.setenv("METABILEVEL_STAMPS", str(tmp_path / "stamps"))
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
 
     def invoke(*arguments: str) -> tuple[int, str, str]:

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from metabilevel import stamps
-from metabilevel.cli import main
 from metabilevel.registry import METHODS, find
 
 ROOT = Path(__file__).parents[1]
@@ -21,23 +19,6 @@ METHOD = "import metabilevel as mb\ndef odd(subject: mb.Learner): "
 
 Invoke = Callable[..., tuple[int, str, str]]
 Install = Callable[[str], Path]
-
-
-@pytest.fixture
-def invoke(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Invoke:
-    """The program in this process and an empty directory: exit status, standard output, standard error."""
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    monkeypatch.setenv("METABILEVEL_STAMPS", str(tmp_path / "stamps"))
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-
-    def invoke(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["metabilevel", *arguments])
-        with pytest.raises(SystemExit) as end:
-            main()
-        return end.value.code, *capsys.readouterr()  # pyright: ignore[reportReturnType]
-
-    return invoke
 
 
 @pytest.fixture
