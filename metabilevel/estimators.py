@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from .adjoints import AbstractAdjoint, Unroll, check_parts
+from .adjoints import AbstractAdjoint, Unroll, check_parts, optimizer_remedy
 from .batching import leading, task_gradient
 from .errors import count
 from .info import Info, all_finite
@@ -40,6 +40,11 @@ class AbstractEstimator(eqx.Module):
         **Raises:** `InputError` for a family, or losses, that it cannot serve.
         """
 
+    def remedy(self, x: Outer, task: Task, key: Key) -> str:
+        """What else to do about a direction that is not finite, beside lower learning rates; by tracing and small
+        computations of its own. Empty where there is nothing to say."""
+        return ""
+
 
 class Nested(AbstractEstimator):
     """Every task is solved afresh from `problem.init`, and nothing is carried:
@@ -57,6 +62,9 @@ class Nested(AbstractEstimator):
 
     def __check_init__(self):
         check_parts(self.problem, self.solver, self.adjoint)
+
+    def remedy(self, x, task, key):
+        return optimizer_remedy(self.problem, self.solver, self.adjoint, x, task, key)
 
     def init(self, x, tasks, key):
         return None
@@ -94,6 +102,9 @@ class WarmStarted(AbstractEstimator):
     def __check_init__(self):
         check_parts(self.problem, self.solver, self.adjoint)
         count("slots", self.slots, 1)
+
+    def remedy(self, x, task, key):
+        return optimizer_remedy(self.problem, self.solver, self.adjoint, x, task, key)
 
     def init(self, x, tasks, key):
         y = jax.eval_shape(lambda: self.problem.begin(x, jax.tree.map(lambda a: a[0], tasks), key)[1])

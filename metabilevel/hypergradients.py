@@ -108,8 +108,10 @@ def check_influence(
     task: Task,
     key: Key,
     strict: bool,
-) -> None:
+) -> list[int]:
     """Names the leaves of x whose hypergradient does not depend on the outer loss, and hence is zero; by tracing.
+
+    **Returns:** their numbers.
 
     **Warns:** `HypergradientWarning`; **raises** `InputError` where `strict`.
     """
@@ -118,6 +120,7 @@ def check_influence(
         names = ", ".join(f"x{jax.tree_util.keystr(paths[i])}" for i in idle)
         which = "a hypergradient that is zero whatever its value"
         _complain(f"{names}: {which}. {adjoint.unseen}", InputError if strict else None)
+    return idle
 
 
 def idle_leaves(
@@ -238,8 +241,8 @@ def solve(
             check_means(Oracles(problem, task, minibatches), x0, key)
         x, inner, info, certificate = _walk(problem, solver, minibatches, optimizer, x0, task, key, steps)
     else:
-        check_influence(problem, solver, adjoint, x0, task, key, strict)
-        if len(idle_leaves(problem, solver, adjoint, x0, task, key)) == len(jax.tree.leaves(x0)) > 0:
+        idle = check_influence(problem, solver, adjoint, x0, task, key, strict)
+        if len(idle) == len(jax.tree.leaves(x0)) > 0:
             raise InputError(f"x0: no leaf has a hypergradient but zero, so that no step would move. {adjoint.unseen}")
         if warm_start is None:
             start = lambda x: ravel_pytree(problem.begin(x, task, key)[1])[0]

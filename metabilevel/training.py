@@ -12,9 +12,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
-from .adjoints import optimizer_remedy
 from .errors import InputError, NonFiniteError, count
-from .estimators import Nested, WarmStarted
 from .evaluation import compiled, evaluate
 from .info import Info, Result, all_finite, finite_mean
 from .method import Method, in_chunks, scalars
@@ -22,7 +20,6 @@ from .planning import Plan, Programs, choose, lowered
 from .problem import Key, Outer, Task, canonical, check_problem
 from .progress import track
 from .tasks import TaskDistribution, sample_batch
-from .windows import Truncated
 
 OnNonfinite: TypeAlias = Literal["raise", "mask"]
 Row: TypeAlias = dict[str, float | int]
@@ -230,7 +227,7 @@ def train(
         stop = min(report, done + stage)
         before, tick = now, time.perf_counter()
         now, finite = _loop(method, tasks, optimizer, meta_batch, now, key, jnp.asarray(stop, now.step.dtype))
-        _check(before, now, bool(finite), on_nonfinite, partial(_advice, method, tasks, now.x, key))
+        _check(before, now, bool(finite), on_nonfinite, partial(_remedy, method, tasks, now.x, key))
         seconds = time.perf_counter() - tick
         stage = max(1, int((stop - done) * min(4.0, CHUNK_SECONDS / seconds)))
         done, row = stop, None
@@ -350,13 +347,8 @@ def _add(w: Window, info: Info, step: Array) -> Window:
     )
 
 
-def _advice(method: Method, tasks: TaskDistribution, x: Outer, key: Key) -> str:
-    """What to do about an inner optimizer without a derivative; empty for all others."""
-    estimator = method.estimator
-    if not isinstance(estimator, Nested | WarmStarted | Truncated):
-        return ""
-    task = eqx.filter_eval_shape(tasks.sample, key, "train")
-    return optimizer_remedy(estimator.problem, estimator.solver, estimator.adjoint, x, task, key)
+def _remedy(method: Method, tasks: TaskDistribution, x: Outer, key: Key) -> str:
+    return method.estimator.remedy(x, eqx.filter_eval_shape(tasks.sample, key, "train"), key)
 
 
 def _check(before: TrainState, after: TrainState, finite: bool, policy: str, advice: Callable[[], str]) -> None:

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from .adjoints import Unroll, certify
+from .adjoints import Unroll, certify, optimizer_remedy
 from .batching import leading, task_gradient
 from .errors import InputError, count, number
 from .estimators import AbstractEstimator
@@ -66,6 +66,9 @@ class Truncated(AbstractEstimator):
         _check(self)
         if not isinstance(self.adjoint, Unroll):
             raise InputError(f"adjoint = {self.adjoint}: a window is differentiated step by step, by Unroll.")
+
+    def remedy(self, x, task, key):
+        return optimizer_remedy(self.problem, self.solver, self.adjoint, x, task, key)
 
     def init(self, x, tasks, key):
         return _before(self, x, tasks, key)

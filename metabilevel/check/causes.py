@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..adjoints import AbstractAdjoint, ForwardMode, StopGradient, Unroll, optimizer_remedy
+from ..adjoints import AbstractAdjoint, ForwardMode, StopGradient, Unroll
 from ..estimators import Nested, WarmStarted
 from ..hypergradients import idle_leaves
 from ..implicit import Implicit
@@ -41,7 +41,9 @@ def causes(claim: Claim, x: Outer, key: Key, found: Evidence, tolerance: float) 
     """Functions that give a `Finding` or None, the surest first."""
     adjoint = _adjoint(claim)
     lookalikes = lambda: _lookalikes(claim, adjoint, x, key, found)
-    declared = isinstance(adjoint, StopGradient) or (isinstance(adjoint, Unroll) and adjoint.first_order)
+    declared = isinstance(adjoint, StopGradient) or (
+        isinstance(adjoint, Unroll) and (adjoint.first_order or adjoint.window is not None)
+    )
     if declared:
         yield lookalikes
     yield lambda: _dead_leaves(claim, adjoint, x, key, found, tolerance)
@@ -60,15 +62,6 @@ def causes(claim: Claim, x: Outer, key: Key, found: Evidence, tolerance: float) 
 def _adjoint(claim: Claim) -> AbstractAdjoint | None:
     estimator = claim.estimator
     return estimator.adjoint if isinstance(estimator, Nested | WarmStarted | Truncated) else None
-
-
-def remedy(claim: Claim, x: Outer, key: Key) -> str:
-    """What to do about an inner optimizer without a derivative; empty for all others."""
-    if (adjoint := _adjoint(claim)) is None:
-        return ""
-    estimator: Any = claim.estimator
-    task = jax.tree.map(lambda a: a[0], claim.tasks)
-    return optimizer_remedy(estimator.problem, estimator.solver, adjoint, x, task, key)
 
 
 def _with(claim: Claim, **fields: Any) -> Claim:
@@ -260,6 +253,9 @@ def _lookalikes(claim: Claim, adjoint: AbstractAdjoint | None, x: Outer, key: Ke
         return Finding(Verdict.STOPPED, f"StopGradient() leaves dy/dx out, {size}.")
     if isinstance(adjoint, Unroll) and adjoint.first_order:
         return Finding(Verdict.FIRST_ORDER, f"first_order=True leaves the inner Hessians out, {size}.")
+    if isinstance(adjoint, Unroll) and adjoint.window is not None:
+        left = f"window={adjoint.window} leaves out what the steps before have to do with x, {size}."
+        return Finding(Verdict.WINDOWED, left)
     if same(Unroll(first_order=True)):
         why = "it is that of Unroll(first_order=True): a gradient within the inner solve is taken for a constant"
         return Finding(Verdict.FIRST_ORDER, f"{why}, {size}.")

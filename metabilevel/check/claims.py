@@ -1,5 +1,6 @@
 """What is checked: a direction, and the function that it claims to be the derivative of."""
 
+import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -17,6 +18,7 @@ from ..differences import (
     random_directions,
 )
 from ..estimators import AbstractEstimator
+from ..hypergradients import with_task
 from ..info import Certificate
 from ..method import Method
 from ..precision import doubled, draws
@@ -192,11 +194,7 @@ def directions_of(
 def batch_of_one(problem: BilevelProblem, task: Task) -> tuple[BilevelProblem, Task]:
     """The same problem on a batch of tasks, and the batch that holds `task` alone, whatever a task is made of."""
     arrays, static = eqx.partition(task, lambda a: isinstance(a, jax.Array | np.ndarray))
-    whole = lambda t: eqx.combine(t[0], static)
-    on = lambda fn: lambda *args: fn(*args[:-2], whole(args[-2]), args[-1])
+    bound = with_task(problem, lambda t: eqx.combine(t[0], static))
     # a start in single precision would make single what is to be looked at in double
-    start = lambda *args: (
-        doubled(on(problem.init)(*args)) if jax.config.read("jax_enable_x64") else on(problem.init)(*args)
-    )
-    posed = BilevelProblem(start, on(problem.inner_loss), on(problem.outer_loss), on(problem.prepare))
+    posed = dataclasses.replace(bound, init=lambda *args: doubled(bound.init(*args)))
     return posed, jax.tree.map(lambda a: jnp.asarray(a)[None], (arrays, jnp.zeros(())))

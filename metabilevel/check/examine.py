@@ -19,7 +19,7 @@ from ..problem import BilevelProblem, Key, Outer, Task, canonical, check_problem
 from ..single_loop import SingleLoop
 from ..solvers import AbstractInnerSolver
 from ..tasks import Split, TaskDistribution, sample_batch
-from .causes import causes, disagreeing, remedy, unjudged
+from .causes import causes, disagreeing, unjudged
 from .claims import Claim, Evidence, batch_of_one, gather, gradient_of
 from .report import Check, Finding, Verdict
 
@@ -132,10 +132,11 @@ def _judge(claim: Claim, x: Outer, key: Key, found: Evidence, tolerance: float) 
         return Finding(Verdict.NONFINITE, f"the outer loss at x is {found.value}.")
     if not np.isfinite(found.gradient).all():
         bad = int((~np.isfinite(found.gradient)).sum())
+        advice = claim.estimator.remedy(x, jax.tree.map(lambda a: a[0], claim.tasks), key)
         return Finding(
             Verdict.NONFINITE,
             f"{bad} of {found.gradient.size} entries of the hypergradient are not finite, and the outer loss is "
-            f"({found.value:.4g}): a derivative on its way is not, as that of a root at zero.{remedy(claim, x, key)}",
+            f"({found.value:.4g}): a derivative on its way is not, as that of a root at zero.{advice}",
         )
     size = np.abs(found.differences.value).max()
     if not np.isfinite(found.differences.error).all():

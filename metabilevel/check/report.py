@@ -22,6 +22,7 @@ class Verdict(enum.StrEnum):
     TRUNCATED = "linear solve truncated"
     FIRST_ORDER = "second derivatives dropped"
     STOPPED = "inner solve taken for a constant"
+    WINDOWED = "inner solve differentiated in part"
     DEAD_LEAF = "dead leaf"
     NOISE = "noise"
     SIGN = "wrong sign"

@@ -91,6 +91,7 @@ CASES = {
     "two gradients": ("linear solve truncated", PROBLEM, X, SOLVED, implicit(mb.ConjugateGradient(2))),
     "damped": ("linear solve truncated", PROBLEM, X, SOLVED, implicit(mb.ConjugateGradient(10, damping=0.3))),
     "first order": ("second derivatives dropped", curved(), START, descent(3), mb.Unroll(first_order=True)),
+    "last steps": ("inner solve differentiated in part", PROBLEM, X, descent(4), mb.Unroll(window=2)),
     "silently so": ("second derivatives dropped", curved(detached), START, descent(3), mb.Unroll()),
     "no solve": ("inner solve taken for a constant", PROBLEM, X, descent(3), mb.StopGradient()),
     "dead start": ("dead leaf", curved(), START, descent(3), implicit(mb.Dense())),
