@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.custom_batching import custom_vmap
 from jax.extend.core import subjaxprs
 from jaxtyping import Array, PyTree
 
@@ -50,7 +51,7 @@ def task_gradient(
             return each(*batch)
         losses, aux, total = _sum_gradient(loss, x, batch)
         whole = total, (losses, aux, jnp.ones(losses.shape, bool))
-        return jax.lax.cond(all_finite(losses, total), lambda: whole, lambda: each(*batch))
+        return _unless(all_finite(losses, total), whole, lambda: each(*batch))
 
     total, (losses, aux, finite) = _sum_chunks(part, (tasks, keys, *carried), lambda *one: gradient(x, *one), chunk)
     count = jnp.maximum(jnp.sum(finite), 1)
@@ -79,7 +80,26 @@ def _finite_sum(losses: Array, gradients: Outer) -> tuple[Outer, Array]:
         finite = jax.vmap(all_finite)(losses, gradients)
         return jax.tree.map(lambda g: masked_sum(g, finite), gradients), finite
 
-    return jax.lax.cond(all_finite(losses, plain), lambda: (plain, jnp.ones(losses.shape, bool)), one_by_one)
+    return _unless(all_finite(losses, plain), (plain, jnp.ones(losses.shape, bool)), one_by_one)
+
+
+def _unless(good: Array, usual: Any, otherwise: Callable[[], Any]) -> Any:
+    """`usual` if `good`, or else `otherwise()`; over a batch of runs that is computed only where one of them needs it.
+
+    Of a predicate with a batch axis `jax.lax.cond` alone would compute both, at every step.
+    """
+    return jax.lax.cond(_of_all(good), lambda: usual, lambda: jax.lax.cond(good, lambda: usual, otherwise))
+
+
+@custom_vmap
+def _of_all(predicate: Array) -> Array:
+    """`predicate`; over a batch, whether it holds for all, which has no batch axis."""
+    return predicate
+
+
+@_of_all.def_vmap
+def _(size, batched, predicate):
+    return predicate.all(), False
 
 
 def _vmap(fn: Callable[..., Any]) -> Callable[..., Any]:
