@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.flatten_util import ravel_pytree
 
 from .errors import InputError, count, kind
@@ -15,6 +16,7 @@ from .info import Certificate, Reached, Result, all_finite, norm
 from .problem import BilevelProblem, Inner, Key, Metrics, Outer, Scalar, Task
 from .solvers import AbstractInnerSolver, GradientDescent, Scan, inner_gradient
 
+KEPT = "kept"  # names what a checkpoint keeps
 RECTIFIED = 8  # steps after which RAdam, the last to do so, divides by a second moment
 
 
@@ -70,6 +72,8 @@ class Unroll(AbstractAdjoint):
     - `checkpoint`: what the backward pass keeps of K steps. None: all; `"step"`: y after each step, the rest of a
       step is computed again; `"sqrt"`: y after each of about sqrt(K) segments; an integer: segments of that many
       steps. Gradients are the same; memory falls and each step is computed about twice.
+    - `offload`: what a `checkpoint` keeps of y goes to the memory of the host, and comes back for the backward pass:
+      for an accelerator, whose own memory it then costs nothing; a CPU has but one memory.
     - `mixed_mode`: Hessian products by forward-over-reverse: a cotangent u of g(y) = dG/dy goes back as the
       directional derivative of (dG/dx, dG/dy) along u in y, by the symmetry of the Hessian, in place of reverse mode
       through reverse mode (Kemaev et al. 2025, arXiv:2505.00793). The same gradient in less memory. Data that
@@ -82,6 +86,7 @@ class Unroll(AbstractAdjoint):
     checkpoint: Literal["step", "sqrt"] | int | None = eqx.field(static=True, default=None)
     mixed_mode: bool = eqx.field(static=True, default=False)
     window: int | None = eqx.field(static=True, default=None)
+    offload: bool = eqx.field(static=True, default=False)
     unseen: ClassVar[str] = (
         "Neither the outer loss nor the inner solve (its window, where it has one) depends on it: leave it out, or "
         "look for a mistake in them."
@@ -95,10 +100,12 @@ class Unroll(AbstractAdjoint):
             raise InputError(f"checkpoint = {self.checkpoint!r}: None, 'step', 'sqrt' or a positive integer is wanted.")
         if self.window is not None:
             count("window", self.window, 1)
+        if self.offload and self.checkpoint is None:
+            raise InputError("offload = True: a checkpoint is wanted, 'step' or 'sqrt' say, whose states are kept.")
 
     def __call__(self, problem, solver, x, y0, task, key):
         grad = self._grad if self.first_order or self.mixed_mode else inner_gradient
-        scan = _checkpointed(self.checkpoint)
+        scan = _checkpointed(self.checkpoint, self.offload)
         if self.window is not None:
             scan = _truncated(self.window, scan)
         return solver.solve(problem, x, y0, task, key, grad, scan)
@@ -246,13 +253,21 @@ def _(residuals, cotangent, perturbed, point, loss, task, key):
     return jax.jvp(gradients, (y,), (cotangent,))[1]
 
 
-def _checkpointed(checkpoint: Literal["step", "sqrt"] | int | None) -> Scan:
-    """A scan whose reverse mode keeps what `Unroll.checkpoint` says."""
+def _checkpointed(checkpoint: Literal["step", "sqrt"] | int | None, offload: bool) -> Scan:
+    """A scan whose reverse mode keeps what `Unroll.checkpoint` says, where `Unroll.offload` says."""
     if checkpoint is None:
         return jax.lax.scan
-    again = lambda f: jax.checkpoint(
-        f, prevent_cse=False
-    )  # a scan's body is not subject to the elimination it prevents
+    policy = jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[KEPT],
+        offload_src="device",
+        offload_dst="pinned_host",
+    )
+
+    def again(f: Callable) -> Callable:
+        named = lambda carry, xs: f(checkpoint_name(carry, KEPT), xs)
+        # a scan's body is not subject to the elimination that prevent_cse prevents
+        return jax.checkpoint(named if offload else f, prevent_cse=False, policy=policy if offload else None)
 
     def scan(body: Callable, init: Any, xs: Any) -> tuple[Any, Any]:
         body = again(body)

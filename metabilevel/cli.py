@@ -14,6 +14,7 @@ import click
 from . import __version__
 from .commands.document import DOCUMENT
 from .commands.group import Failure, LazyGroup
+from .compilation import VARIABLE, keep_compiled, without_cache
 from .errors import ComputationError, InputError
 
 DEBUG = "METABILEVEL_DEBUG"
@@ -29,11 +30,13 @@ COMMANDS = {
     "diagnose": ("diagnose", "Look inside the adaptation of a run."),
     "plugin": ("plugin", "Methods of your own: new, check."),
     "repro": ("repro", "Reproductions of papers: list, show, run."),
+    "bench": ("bench", "Time the library beside others' ways to compute the same."),
     "data": ("data", "Data sets: list, fetch, verify."),
 }
 EPILOG = f"""
 Exit status: 0 done, 1 the computation failed, 2 wrong input, 130 interrupted (143 by SIGTERM).
-{DEBUG}=1 shows the traceback behind an error.
+{DEBUG}=1 shows the traceback behind an error. What is compiled is kept for the next time in the
+user's cache folder, or where {VARIABLE} says (off: nowhere).
 """
 
 
@@ -75,6 +78,7 @@ def cli() -> None:
 def main() -> NoReturn:
     """The program `metabilevel`."""
     warnings.showwarning = _warn
+    keep_compiled()
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, _leave)
     status = _status(sys.argv[1:])
@@ -121,4 +125,5 @@ def _status(arguments: list[str]) -> int:
 
 
 def _warn(message: Warning | str, category: type[Warning], *_: Any) -> None:
-    click.echo(f"Warning: {' '.join(str(message).split())}", err=True)
+    text = " ".join(str(message).split())
+    click.echo(f"Warning: {without_cache(text) or text}", err=True)

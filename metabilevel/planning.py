@@ -6,7 +6,7 @@ import resource
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -84,28 +84,32 @@ class Plan:
     """How a run is computed, and what it is predicted to hold at its peak.
 
     - `task_chunk`: tasks computed at once, as `fit` takes it.
-    - `checkpoint`, `mixed_mode`: of every `Unroll` in the method's estimator; `mixed_mode` is None where it has none.
+    - `checkpoint`, `mixed_mode`, `offload`: of every `Unroll` in the method's estimator; `mixed_mode` is None where it
+      has none.
     - `peak`: predicted bytes of the process, or in the memory of an accelerator, at the moment of the run when they
       are most: what is held when all is compiled, and what the largest program adds; None where the compiler does not
       tell.
     - `budget`: what it was to fit into, in bytes, if anything.
     - `compiled`: how many outer loops were compiled to find it, that of the run among them, in `seconds`.
+    - `programs`: what each program of the run takes, where the compiler tells.
     """
 
     task_chunk: int | None
     checkpoint: Checkpoint = None
     mixed_mode: bool | None = None
+    offload: bool = False
     peak: int | None = None
     budget: int | None = None
     compiled: int = 0
     seconds: float = 0.0
+    programs: Mapping[str, Footprint] = dataclasses.field(default_factory=dict, compare=False)
 
     def applied(self, method: Method) -> Method:
         """`method`, computed in this way: in the same directions, but for rounding."""
         method = in_chunks(method, self.task_chunk)
         if self.mixed_mode is None:
             return method
-        changed = {"checkpoint": self.checkpoint, "mixed_mode": self.mixed_mode}
+        changed = {"checkpoint": self.checkpoint, "mixed_mode": self.mixed_mode, "offload": self.offload}
         leaner = lambda a: dataclasses.replace(a, **changed) if _is_unroll(a) else a
         return dataclasses.replace(method, estimator=jax.tree.map(leaner, method.estimator, is_leaf=_is_unroll))
 
@@ -116,14 +120,15 @@ class Plan:
         if self.mixed_mode is None:
             return chunk
         kept = "no checkpoints" if self.checkpoint is None else f"checkpoint {self.checkpoint!r}"
-        return f"{chunk}, {kept}, mixed mode {'on' if self.mixed_mode else 'off'}"
+        where = " in the host's memory" if self.offload else ""
+        return f"{chunk}, {kept}{where}, mixed mode {'on' if self.mixed_mode else 'off'}"
 
 
 class Programs(NamedTuple):
-    """What a run compiles: its outer loop, and whatever else it calls."""
+    """What a run compiles: its outer loop, and whatever else it calls, by name."""
 
     loop: jax.stages.Lowered
-    others: Callable[[], Iterable[jax.stages.Compiled]]
+    others: Callable[[], Iterable[tuple[str, jax.stages.Compiled]]]
 
 
 def choose(
@@ -140,34 +145,35 @@ def choose(
             f"{readable(budget)}. Give a larger budget."
         )
 
-    def measured(group: list[Plan]) -> list[tuple[int | None, Plan, Programs]]:
+    def measured(group: list[Plan]) -> list[tuple[Footprint | None, Plan, Programs]]:
         """What each loop adds, the fastest first; nothing of a program that was seen already."""
         found = []
         for way in group:
             compiles = programs(way)
             if (text := hash(compiles.loop.as_text())) not in seen:
                 seen.add(text)
-                loop = Footprint.of(compiles.loop.compile())
-                found.append((loop and loop.added, way, compiles))
+                found.append((Footprint.of(compiles.loop.compile()), way, compiles))
         match found:
-            case [(int(own), *_), (int(leaner), *_)] if leaner < SPARED * own:
+            case [(Footprint() as own, *_), (Footprint() as leaner, *_)] if leaner.added < SPARED * own.added:
                 return found[::-1]
         return found
 
-    def finished(way: Plan, peak: int | None) -> Plan:
+    def finished(way: Plan, peak: int | None, programs: dict[str, Footprint]) -> Plan:
+        seconds = time.perf_counter() - begun
         return dataclasses.replace(
-            way, peak=peak, budget=budget, compiled=len(seen), seconds=time.perf_counter() - begun
+            way, peak=peak, budget=budget, compiled=len(seen), seconds=seconds, programs=programs
         )
 
     first, *leaner = ways(method, task_chunk)
     for group in [first, *leaner] if budget is not None else [first[:1]]:
-        for added, way, compiles in measured(group):
-            if budget is None or (added is not None and held() + added <= budget):
-                others = [Footprint.of(each) for each in compiles.others()]
-                added = added and max(added, *(each.added for each in others if each))
-            peak = None if added is None else held() + added
+        for loop, way, compiles in measured(group):
+            known = {} if loop is None else {"outer loop": loop}
+            if budget is None or (loop is not None and held() + loop.added <= budget):
+                others = {name: Footprint.of(each) for name, each in compiles.others()}
+                known |= {name: each for name, each in others.items() if each}
+            peak = held() + max(each.added for each in known.values()) if known else None
             if budget is None or (peak is not None and peak <= budget):
-                return finished(way, peak)
+                return finished(way, peak, known)
             if peak is None:
                 raise InputError(f"The compiler for {jax.default_backend()} does not tell what memory it plans.")
             refused[peak] = way
@@ -185,8 +191,8 @@ def ways(method: Method, task_chunk: int | None) -> list[list[Plan]]:
 
     As measured (benchmarks/README.md): first the method's own, and a checkpoint after every inner step with products
     in mixed mode, which was the faster one wherever it spared much memory, and the slower one elsewhere; then
-    checkpoints after about sqrt(K) steps; then fewer tasks at once. What the method has of this already is kept, and so
-    is `task_chunk` if given.
+    checkpoints after about sqrt(K) steps; on an accelerator, checkpoints in the host's memory; then fewer tasks at
+    once. What the method has of this already is kept, and so is `task_chunk` if given.
     """
     chunks = (None, FEW, 1) if task_chunk is None else (task_chunk,)
     unrolls = [a for a in jax.tree.leaves(method.estimator, is_leaf=_is_unroll) if _is_unroll(a)]
@@ -195,11 +201,13 @@ def ways(method: Method, task_chunk: int | None) -> list[list[Plan]]:
     own, mixed = unrolls[0], unrolls[0].mixed_mode or not unrolls[0].first_order
     step = "step" if own.checkpoint is None else own.checkpoint
     sqrt = "sqrt" if step == "step" else step
+    offloads = not own.offload and jax.default_backend() != "cpu"
     return [
-        [Plan(chunks[0], own.checkpoint, own.mixed_mode), Plan(chunks[0], step, mixed)],
-        [Plan(chunks[0], sqrt, mixed)],
-        *([Plan(chunk, step, mixed)] for chunk in chunks[1:]),
-        [Plan(chunks[-1], sqrt, mixed)],
+        [Plan(chunks[0], own.checkpoint, own.mixed_mode, own.offload), Plan(chunks[0], step, mixed, own.offload)],
+        [Plan(chunks[0], sqrt, mixed, own.offload)],
+        *([Plan(chunks[0], step, mixed, True)] for _ in range(offloads)),
+        *([Plan(chunk, step, mixed, own.offload or offloads)] for chunk in chunks[1:]),
+        [Plan(chunks[-1], sqrt, mixed, own.offload or offloads)],
     ]
 
 

@@ -160,10 +160,11 @@ def plan(
     def programs(way: Plan) -> Programs:
         each = way.applied(method)
 
-        def others() -> Iterable[jax.stages.Compiled]:
-            yield lowered(_certified, each, tasks, meta_batch, now, key).compile()
+        def others() -> Iterable[tuple[str, jax.stages.Compiled]]:
+            yield "report", lowered(_certified, each, tasks, meta_batch, now, key).compile()
             for given in (*judged, *evaluations):
-                yield compiled(each, now.x, tasks, **given, task_chunk=way.task_chunk)
+                name = f"evaluation ({given.get('split', 'test')})"
+                yield name, compiled(each, now.x, tasks, **given, task_chunk=way.task_chunk)
 
         return Programs(lowered(_loop, each, tasks, optimizer, meta_batch, now, key, now.step), others)
 

@@ -19,6 +19,8 @@ QUICK = "jax_disable_most_optimizations"
 os.environ.setdefault(QUICK.upper(), "1")
 jax.config.update(QUICK, os.environ[QUICK.upper()] == "1")
 
+os.environ["METABILEVEL_COMPILATION_CACHE"] = "off"  # nothing of the tests is left in the user's folders
+
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 if "METABILEVEL_DATA" not in os.environ and SHARED.is_dir():
     os.environ["METABILEVEL_DATA"] = str(SHARED)

@@ -1,6 +1,7 @@
 """`hypergradient` and `solve` against closed forms and finite differences, in a grid of solvers and adjoints."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ SOLVERS = {
     "closed-form": mb.ClosedForm(lambda x, task: jnp.tanh(x["w"] * task)),
 }
 EXACT = [mb.Unroll(checkpoint=c, mixed_mode=m) for c in (None, "step", "sqrt", 3) for m in (False, True)]
+EXACT += [mb.Unroll(checkpoint="sqrt", mixed_mode=True, offload=True)]
 
 
 NONLINEAR = mb.BilevelProblem(
@@ -45,6 +47,17 @@ def test_every_unroll_gives_the_gradient_of_finite_differences(solver, x64, key)
         assert_close(grad, results[0][1], 1e-10)
         assert info.certificate.result == mb.Result.success
         assert info.certificate.linear_residual is None
+
+
+def test_offloaded_states_are_in_the_memory_of_the_host():
+    x, task = point(jax.random.key(0))
+    adjoint, solver, steps = mb.Unroll(checkpoint="step", offload=True), SOLVERS["adabelief"], 5
+    gradient = lambda x: adjoint.hypergradient(NONLINEAR, solver, x, task, jax.random.key(1))[1]
+    kept = re.findall(rf"f32(<host>)?\[{steps},[\d,]+\]", str(jax.make_jaxpr(gradient)(x)))
+    assert kept
+    assert set(kept) == {"<host>"}
+    with pytest.raises(mb.InputError, match="a checkpoint is wanted"):
+        mb.Unroll(offload=True)
 
 
 def test_unroll_tends_to_the_closed_form(x64, key):

@@ -144,7 +144,7 @@ def sorting(gibibytes: dict[tuple, float], others: float = 0.01):
         return jax.jit(lambda key: jnp.sort(jax.random.uniform(key, (n,)))[0]).lower(jax.random.key(0))
 
     def programs(way):
-        return Programs(sort(gibibytes[way.task_chunk, way.checkpoint]), lambda: [sort(others).compile()])
+        return Programs(sort(gibibytes[way.task_chunk, way.checkpoint]), lambda: [("report", sort(others).compile())])
 
     return programs
 

@@ -14,6 +14,7 @@ from ..errors import ComputationError, InputError, NonFiniteError, PluginError, 
 from ..evaluation import as_rows, evaluate, usual_episodes
 from ..learner import Learner
 from ..method import Method
+from ..operations import Operations, operations
 from ..optimizees import AbstractOptimizee
 from ..planning import Plan, readable, require_room
 from ..problem import Key, Outer
@@ -23,8 +24,8 @@ from ..registry import KINDS, METHODS, TASKS, find, load_method, load_tasks
 from ..solvers import AbstractIterativeSolver
 from ..storage.config import Config, Plugin
 from ..storage.runs import PathLike, Run
-from ..tasks import Split, TaskDistribution
-from ..training import TrainState, plan, start, train
+from ..tasks import Split, TaskDistribution, sample_batch
+from ..training import TrainState, outer_step, plan, start, train
 from .interrupts import Interrupted, Interrupts
 from .judgement import Judgement, numbers
 from .output import note
@@ -127,10 +128,8 @@ class Experiment:
         return start(*self._beginning())
 
     @memory_errors()
-    def planned(self) -> "Experiment":
-        """A run that begins, in the way that fits its memory budget, or in the method's own; all of it is compiled.
-
-        What was picked for a budget is noted, and stands in the configuration, which a resumed run goes by.
+    def plan(self) -> Plan:
+        """The way that fits the memory budget, or the method's own; all of the run is compiled, and none of it run.
 
         **Raises:** `InputError` where nothing fits into the budget, or the run not into the machine.
         """
@@ -145,14 +144,30 @@ class Experiment:
             evaluations=[{"steps": self._inner_steps}],
         )
         require_room(found)
-        planned = replace(self, method=found.applied(self.method))
-        if found.budget is None:
+        return found
+
+    def by(self, plan: Plan) -> "Experiment":
+        """This experiment in the way of `plan`; what was picked for a budget is noted, and stands in the
+        configuration, which a resumed run goes by."""
+        planned = replace(self, method=plan.applied(self.method))
+        if plan.budget is None:
             return planned
         note(
-            f"Memory: {found.way}; predicted peak {readable(found.peak or 0)} of {readable(found.budget)} "
-            f"({found.compiled} compiled in {found.seconds:.0f} s)."
+            f"Memory: {plan.way}; predicted peak {readable(plan.peak or 0)} of {readable(plan.budget)} "
+            f"({plan.compiled} compiled in {plan.seconds:.0f} s)."
         )
-        return replace(planned, config=replace(self.config, options={**options, "plan": asdict(found)}))
+        picked = asdict(replace(plan, programs={}))
+        return replace(planned, config=replace(self.config, options={**self.config.options, "plan": picked}))
+
+    def operations(self) -> Operations:
+        """Of one outer step, its tasks drawn; nothing is compiled."""
+        state = eqx.filter_eval_shape(start, *self._beginning())
+
+        def step(state: TrainState, key: Key) -> Any:
+            batch = sample_batch(self.tasks, key, "train", self.meta_batch)
+            return outer_step(self.method, self.optimizer, state.x, state.optimizer, state.carry, batch, key)[:3]
+
+        return operations(step, state, jax.random.key(0))
 
     @memory_errors()
     def train(self, run: Run, interrupts: Interrupts, *, progress: bool | None = None) -> TrainState:

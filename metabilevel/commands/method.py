@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from ..compilation import watched
 from ..errors import OptionError, RunError
 from ..plots import curves
 from ..registry import TASKS, Entry, load_method, load_tasks
@@ -21,6 +22,7 @@ from ..schema import Option, configure, options
 from ..storage.config import Config, Environment, Plugin
 from ..storage.files import write_json
 from ..storage.runs import CONFIG, Run, require_unused
+from .dry_run import dry_run as looked_at
 from .experiment import META_BATCH, OPTIMIZERS, TRAIN_OPTIONS, Experiment
 from .interrupts import Interrupted, Interrupts
 from .judgement import Judgement
@@ -67,6 +69,11 @@ COMMON = [
         ["--profile"],
         is_flag=True,
         help=f"Trace some more steps at the end into DIR/profile; {PROFILE} says where time and memory go.",
+    ),
+    click.Option(
+        ["--dry-run"],
+        is_flag=True,
+        help="Compile the run, say what it takes in memory and arithmetic, and start nothing.",
     ),
     click.Option(
         ["--out"],
@@ -137,19 +144,29 @@ def _run(
     out: Path | None,
     resume: bool,
     profile: bool,
+    dry_run: bool,
     **given: Any,
 ) -> None:
+    if dry_run and (resume or profile):
+        raise click.UsageError(f"--dry-run starts nothing: there is nothing to {'resume' if resume else 'profile'}.")
     out = out or Path("runs", f"{entry.name}-{tasks.name}-{given['seed']}")
     if not resume:
         with _blaming("--out"):
             require_unused(out)
-    with Interrupts() as interrupts:
+    with Interrupts() as interrupts, watched() as compilation:
         config = _config(entry, tasks, dict(task_option), given)
         begun = resume and (out / CONFIG).is_file()
         if begun and (plan := Run.open(out).config.options.get("plan")):
             config = replace(config, options={**config.options, "plan": plan})
         experiment = Experiment.build(config)
-        experiment = experiment if begun else experiment.planned()
+        if not begun:
+            found = experiment.plan()
+            experiment = experiment.by(found)
+            if dry_run:
+                document, parts = looked_at(experiment, found, compilation)
+                show(as_json, document, *parts)
+                return
+            note(f"{compilation}.")
         config = experiment.config
         with _blaming("--resume" if resume else "--out"):
             opened = Run.resume(out, config) if resume else Run.create(out, config)
