@@ -206,15 +206,7 @@ def train(
 
     `state` is where to go on from. One compiled loop serves all stages, and where a stage ends changes no bit.
     """
-    for name, value, least in [("steps", steps, 0), ("meta_batch", meta_batch, 1), ("every", every, 1)]:
-        count(name, value, least)
-    if on_nonfinite not in get_args(OnNonfinite):
-        raise InputError(f"on_nonfinite = {on_nonfinite!r}: 'raise' or 'mask' is wanted.")
-    for name, value in [("validation", validation), ("patience", patience)]:
-        if value is not None:
-            count(name, value, 1)
-    if patience is not None and validation is None:
-        raise InputError(f"patience = {patience}: it needs episodes to judge on (validation).")
+    _require_schedule(steps, meta_batch, every, on_nonfinite, validation, patience)
     method = in_chunks(method, task_chunk)
     validated = validation is not None
     now = start(method, tasks, optimizer, key, meta_batch, validated) if state is None else state
@@ -228,19 +220,33 @@ def train(
         stop = min(report, done + stage)
         before, tick = now, time.perf_counter()
         now, finite = _loop(method, tasks, optimizer, meta_batch, now, key, jnp.asarray(stop, now.step.dtype))
-        _check(before, now, bool(finite), on_nonfinite, partial(_remedy, method, tasks, now.x, key))
+        advice = partial(_remedy, method, tasks, now.x, key)
+        if said := _complaint(done, stop, now.window, bool(finite), on_nonfinite, advice):
+            raise NonFiniteError(said, before)
         seconds = time.perf_counter() - tick
         stage = max(1, int((stop - done) * min(4.0, CHUNK_SECONDS / seconds)))
         done, row = stop, None
         if done == report:
-            w = now.window
-            row = {"step": done, **{k: float(v / w.counted) for k, v in w.sums.items()}, "failed": int(w.failed)}
-            row |= {name: float(value) for name, value in _certified(method, tasks, meta_batch, now, key).items()}
+            row = _row(done, now.window, _certified(method, tasks, meta_batch, now, key))
             if validation is not None:
                 now, row["valid_loss"] = _validated(now, method, tasks, key, validation)
             row["seconds"] = time.perf_counter() - begun
-            now = eqx.tree_at(lambda s: s.window, now, _empty(w.sums))
+            now = eqx.tree_at(lambda s: s.window, now, _empty(now.window.sums))
         yield now, row
+
+
+def _require_schedule(
+    steps: int, meta_batch: int, every: int, on_nonfinite: str, validation: int | None, patience: int | None
+) -> None:
+    for name, value, least in [("steps", steps, 0), ("meta_batch", meta_batch, 1), ("every", every, 1)]:
+        count(name, value, least)
+    if on_nonfinite not in get_args(OnNonfinite):
+        raise InputError(f"on_nonfinite = {on_nonfinite!r}: 'raise' or 'mask' is wanted.")
+    for name, value in [("validation", validation), ("patience", patience)]:
+        if value is not None:
+            count(name, value, 1)
+    if patience is not None and validation is None:
+        raise InputError(f"patience = {patience}: it needs episodes to judge on (validation).")
 
 
 def outer_step(
@@ -352,26 +358,27 @@ def _remedy(method: Method, tasks: TaskDistribution, x: Outer, key: Key) -> str:
     return method.estimator.remedy(x, eqx.filter_eval_shape(tasks.sample, key, "train"), key)
 
 
-def _check(before: TrainState, after: TrainState, finite: bool, policy: str, advice: Callable[[], str]) -> None:
-    w, remedy = after.window, "Lower the inner or the outer learning rate"
+def _row(step: int, w: Window, certified: Mapping[str, Array]) -> Row:
+    """What is reported of the steps in a window."""
+    means = {name: float(value / w.counted) for name, value in w.sums.items()}
+    return {"step": step, **means, "failed": int(w.failed)} | {name: float(value) for name, value in certified.items()}
+
+
+def _complaint(before: int, after: int, w: Window, finite: bool, policy: str, advice: Callable[[], str]) -> str | None:
+    """What is wrong with the steps from `before` to `after`, and what to do about it."""
+    remedy = "Lower the inner or the outer learning rate"
     if int(w.first_empty) == 0:
         remedy = (
             "Is the loss finite where the inner solve starts, and no logarithm of a negative one? If so, lower the "
         )
         remedy += "inner learning rate"
     if int(w.first_empty) >= 0:
-        raise NonFiniteError(
-            f"step {int(w.first_empty)}: no task of the batch has a finite loss and gradient. {remedy}.{advice()}",
-            before,
-        )
+        return f"step {int(w.first_empty)}: no task of the batch has a finite loss and gradient. {remedy}.{advice()}"
     if policy == "raise" and int(w.first_failed) >= 0:
-        raise NonFiniteError(
+        return (
             f"step {int(w.first_failed)}: a task's loss or gradient is not finite ({int(w.failed)} tasks up to step "
-            f"{int(after.step)}). {remedy}, or leave such tasks out (on_nonfinite='mask').{advice()}",
-            before,
+            f"{after}). {remedy}, or leave such tasks out (on_nonfinite='mask').{advice()}"
         )
     if not finite:
-        raise NonFiniteError(
-            f"between steps {int(before.step)} and {int(after.step)} an outer update made x infinite or NaN. {remedy}.",
-            before,
-        )
+        return f"between steps {before} and {after} an outer update made x infinite or NaN. {remedy}."
+    return None
