@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .check.examine import check_method as check_method
     from .check.report import Check as Check
     from .check.report import Verdict as Verdict
+    from .devices import mesh as mesh
     from .diagnostics.diagnosis import Diagnosis as Diagnosis
     from .diagnostics.gradients import gradients as gradients
     from .diagnostics.memory import memory as memory
@@ -112,6 +113,7 @@ _HOME = {
     "advice.advise": "advise",
     "check.examine": "check_hypergradient check_method",
     "check.report": "Check Verdict",
+    "devices": "mesh",
     "diagnostics.diagnosis": "Diagnosis",
     "diagnostics.gradients": "gradients",
     "diagnostics.memory": "memory",

@@ -10,6 +10,7 @@ from jax.custom_batching import custom_vmap
 from jax.extend.core import subjaxprs
 from jaxtyping import Array, PyTree
 
+from .devices import spread, summed
 from .info import all_finite, masked_sum
 from .problem import Key, Outer
 
@@ -41,19 +42,20 @@ def task_gradient(
     """
     keys = jax.random.split(key, leading(tasks))
 
-    def each(*batch):
+    def each(x, *batch):
         (losses, aux), gradients = _vmap(lambda *one: gradient(x, *one))(*batch)
         total, finite = _finite_sum(losses, gradients)
         return total, (losses, aux, finite)
 
-    def part(*batch):
+    def part(x, *batch):
         if loss is None or leading(batch) == 1:
-            return each(*batch)
+            return each(x, *batch)
         losses, aux, total = _sum_gradient(loss, x, batch)
         whole = total, (losses, aux, jnp.ones(losses.shape, bool))
-        return _unless(all_finite(losses, total), whole, lambda: each(*batch))
+        return _unless(all_finite(losses, total), whole, lambda: each(x, *batch))
 
-    total, (losses, aux, finite) = _sum_chunks(part, (tasks, keys, *carried), lambda *one: gradient(x, *one), chunk)
+    share = lambda x, *batch: _sum_chunks(part, gradient, x, batch, chunk)
+    total, (losses, aux, finite) = summed(share, x, tasks, keys, *carried)
     count = jnp.maximum(jnp.sum(finite), 1)
     return jax.tree.map(lambda g: (g / count).astype(g.dtype), total), losses, aux, finite
 
@@ -121,9 +123,10 @@ def _sum(a: Array) -> Array:
     return a[0]
 
 
-def map_tasks(fn: Callable[..., Any], *batch: PyTree, chunk: int | None = None) -> Any:
-    """`fn` of every task of a batch, stacked; as `jax.vmap`, a chunk at a time."""
-    return _sum_chunks(lambda *part: ((), _vmap(fn)(*part)), batch, fn, chunk)[1]
+def map_tasks(fn: Callable[..., Any], x: PyTree, *batch: PyTree, chunk: int | None = None) -> Any:
+    """`fn(x, *one)` of every task of a batch, stacked; as `jax.vmap` without an axis of x, a chunk at a time."""
+    part = lambda x, *batch: ((), _vmap(lambda *one: fn(x, *one))(*batch))
+    return spread(lambda x, *share: _sum_chunks(part, fn, x, share, chunk)[1], x, *batch)
 
 
 def leading(tree: PyTree) -> int:
@@ -155,23 +158,28 @@ def _bytes(aval: Any) -> int:
     return math.prod(getattr(aval, "shape", ())) * getattr(getattr(aval, "dtype", None), "itemsize", 1)
 
 
-def _sum_chunks(part: Callable[..., tuple[Any, Any]], batch: tuple, one: Callable[..., Any], chunk: int | None) -> Any:
-    """`part(*batch) -> (total, stacked)` chunk by chunk: totals added, stacked results put together."""
+def _sum_chunks(
+    part: Callable[..., tuple[Any, Any]], one: Callable[..., Any], x: PyTree, batch: tuple, chunk: int | None
+) -> Any:
+    """`part(x, *batch) -> (total, stacked)` chunk by chunk: totals added, stacked results put together.
+
+    `one(x, *task)` is what a part does of each task.
+    """
     n = leading(batch)
-    size = min(n, chunk or fitting_chunk(one, batch))
+    size = min(n, chunk or fitting_chunk(lambda *task: one(x, *task), batch))
     if size == n:
-        return part(*batch)
+        return part(x, *batch)
     whole = n - n % size
     chunks = jax.tree.map(lambda a: a[:whole].reshape(-1, size, *a.shape[1:]), batch)
-    zero = jax.tree.map(jnp.zeros_like, jax.eval_shape(lambda b: part(*jax.tree.map(lambda a: a[0], b))[0], chunks))
+    zero = jax.tree.map(jnp.zeros_like, jax.eval_shape(lambda b: part(x, *jax.tree.map(lambda a: a[0], b))[0], chunks))
 
     def add(total, b):
-        more, stacked = part(*b)
+        more, stacked = part(x, *b)
         return jax.tree.map(jnp.add, total, more), stacked
 
     total, stacked = jax.lax.scan(add, zero, chunks)
     stacked = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), stacked)
     if whole == n:
         return total, stacked
-    more, rest = part(*jax.tree.map(lambda a: a[whole:], batch))
+    more, rest = part(x, *jax.tree.map(lambda a: a[whole:], batch))
     return jax.tree.map(jnp.add, total, more), jax.tree.map(lambda a, b: jnp.concatenate([a, b]), stacked, rest)

@@ -68,7 +68,8 @@ def _values(fn: Callable[..., Array], x: Outer, directions: Array, steps: Array,
     shape = (2, *steps.shape)
     signed = jnp.stack([steps, -steps]).reshape(-1)
     which = jnp.broadcast_to(jnp.arange(len(directions))[:, None], shape).reshape(-1)
-    return map_tasks(lambda i, h: fn(unravel(flat + h * directions[i]), *args), which, signed).reshape(shape)
+    at = lambda flat, i, h: fn(unravel(flat + h * directions[i]), *args)
+    return map_tasks(at, flat, which, signed).reshape(shape)
 
 
 def random_directions(x: Outer, number: int, key: Key) -> Float[Array, "directions n"]:

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from .batching import map_tasks
+from .devices import even, everywhere, placed
 from .errors import InputError, count
 from .method import Method
 from .planning import lowered
@@ -85,9 +86,9 @@ def evaluate(
         raise InputError("steps = []: numbers of inner steps are wanted.")
     if task_chunk is not None:
         count("task_chunk", task_chunk, 1)
-    x = canonical(x, "x")
-    size = min(BLOCK, episodes)
+    size = even(min(BLOCK, episodes))
     keys = jax.random.split(key, -(-episodes // size) * size)  # the last block is filled up, and cut off again below
+    method, x, tasks, keys = placed(method, canonical(x, "x"), tasks, keys)
     parts = []
     with bar(progress) as shown:
         for at in shown.track(range(0, episodes, size), description=f"evaluating ({split})"):
@@ -107,9 +108,9 @@ def compiled(
     task_chunk: int | None = None,
 ) -> jax.stages.Compiled:
     """The program of the `evaluate` that is called like this, which it then has no need to compile."""
-    keys = jax.random.split(jax.random.key(0), min(BLOCK, episodes or usual_episodes(tasks)))
+    keys = jax.random.split(jax.random.key(0), even(min(BLOCK, episodes or usual_episodes(tasks))))
     wanted = None if steps is None else sorted(set(steps))
-    return lowered(_block, method, canonical(x, "x"), tasks, keys, split, wanted, task_chunk).compile()
+    return lowered(_block, *placed(method, canonical(x, "x"), tasks, keys), split, wanted, task_chunk).compile()
 
 
 @eqx.filter_jit
@@ -124,14 +125,15 @@ def _block(
 ) -> list[Metrics]:
     """For each number of steps, every metric of one episode a key. Compiled once for a method and its tasks."""
 
-    def one(key: Key) -> list[Metrics]:
+    def one(given: tuple[Method, PyTree, TaskDistribution], key: Key) -> list[Metrics]:
+        method, x, tasks = given
         k_task, k_adapt = jax.random.split(key)
         task = tasks.sample(k_task, split)
         if steps is not None:
             return method.curve(x, task, k_adapt, steps)
         return [method.test(x, task, k_adapt)]
 
-    return map_tasks(one, keys, chunk=task_chunk)
+    return everywhere(map_tasks(one, (method, x, tasks), keys, chunk=task_chunk))
 
 
 def as_rows(evaluation: dict[int | None, dict[str, Interval]]) -> list[dict]:

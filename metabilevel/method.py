@@ -56,7 +56,7 @@ class Method(eqx.Module):
     def score(self, x: Outer, tasks: PyTree, key: Key) -> Metrics:
         """Mean of `test` over a batch of tasks."""
         keys = jax.random.split(key, len(jax.tree.leaves(tasks)[0]))
-        return jax.tree.map(lambda a: a.mean(0), map_tasks(lambda *one: self.test(x, *one), tasks, keys))
+        return jax.tree.map(lambda a: a.mean(0), map_tasks(self.test, x, tasks, keys))
 
     def curve(self, x: Outer, task: Task, key: Key, steps: Sequence[int]) -> list[Metrics]:
         """`test` after each of the increasing numbers of inner `steps`, in one walk along the inner path.

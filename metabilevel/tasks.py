@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from equinox import AbstractVar
 from jaxtyping import Array, Int, PyTree
 
+from .devices import spread
 from .problem import Key, Task
 
 Split: TypeAlias = Literal["train", "valid", "test"]
@@ -57,7 +58,8 @@ class TaskDistribution(eqx.Module):
 
 def sample_batch(tasks: TaskDistribution, key: Key, split: Split, size: int) -> Task:
     """`size` independent tasks of `split`, stacked along a new leading axis."""
-    return jax.vmap(lambda k: tasks.sample(k, split))(jax.random.split(key, size))
+    draw = lambda tasks, keys: jax.vmap(lambda k: tasks.sample(k, split))(keys)
+    return spread(draw, tasks, jax.random.split(key, size))
 
 
 def pooled(key: Key, pool: int | None, split: Split) -> tuple[Int[Array, ""] | None, Key, Key]:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
+from .devices import everywhere, placed, require_even
 from .errors import InputError, NonFiniteError, count
 from .evaluation import compiled, evaluate
 from .info import Info, Result, all_finite, finite_mean
@@ -153,6 +154,7 @@ def plan(
     count("meta_batch", meta_batch, 1)
     if memory_budget is not None:
         count("memory_budget", memory_budget, 1, 2**63 - 1)  # bytes
+    method, tasks, key = placed(method, tasks, key)
     now = start(in_chunks(method, task_chunk), tasks, optimizer, key, meta_batch, validation is not None)
     method.estimator.check(now.x, tasks, key)
     judged = [] if validation is None else [{"split": "valid", "episodes": validation}]
@@ -176,6 +178,7 @@ def start(
     method: Method, tasks: TaskDistribution, optimizer: Any, key: Key, meta_batch: int, validated: bool = False
 ) -> TrainState:
     """The state before the first step."""
+    require_even("meta_batch", meta_batch)
     k_x, k_tasks, k_carry = jax.random.split(jax.random.fold_in(key, BEFORE_STEP_0), 3)
     x = canonical(method.init(k_x), "x")
     batch = sample_batch(tasks, k_tasks, "train", meta_batch)
@@ -184,7 +187,7 @@ def start(
     info = jax.eval_shape(lambda: method.estimator(x, batch, carry, k_carry)[2].mean())
     zero = jnp.zeros((), jnp.int32)
     best = Best(x, jnp.full((), jnp.inf, float), zero) if validated else None
-    return TrainState(x, optimizer.init(x), carry, zero, _empty(scalars(info)), best)
+    return everywhere(TrainState(x, optimizer.init(x), carry, zero, _empty(scalars(info)), best))
 
 
 def train(
@@ -207,7 +210,7 @@ def train(
     `state` is where to go on from. One compiled loop serves all stages, and where a stage ends changes no bit.
     """
     _require_schedule(steps, meta_batch, every, on_nonfinite, validation, patience)
-    method = in_chunks(method, task_chunk)
+    method, tasks, key, state = placed(in_chunks(method, task_chunk), tasks, key, state)
     validated = validation is not None
     now = start(method, tasks, optimizer, key, meta_batch, validated) if state is None else state
     if state is None:
@@ -289,7 +292,7 @@ def _loop(
         return jax.lax.fori_loop(state.step, jnp.minimum(stop, first + drawn), one, state)
 
     state = jax.lax.fori_loop(state.step // drawn, -(-stop // drawn), block, state)
-    return state, all_finite(state.x)
+    return everywhere((state, all_finite(state.x)))
 
 
 @eqx.filter_jit
@@ -305,7 +308,7 @@ def _certified(
     if certificate.linear_residual is not None:
         said["linear_residual"] = square(certificate.linear_residual)
         said["doubtful"] = jnp.mean(certificate.result != Result.success, dtype=float)
-    return said
+    return everywhere(said)
 
 
 def _validated(

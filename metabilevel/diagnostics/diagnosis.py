@@ -67,11 +67,12 @@ def over_tasks(
 def _over_tasks(
     one: Callable[..., Any], method: Method, x: PyTree, tasks: TaskDistribution, keys: Array, split: Any
 ) -> Any:
-    def each(key: Key) -> Any:
+    def each(given: tuple[Method, PyTree, TaskDistribution], key: Key) -> Any:
+        method, x, tasks = given
         k_task, k_adapt = jax.random.split(key)
         return one(method, x, tasks.sample(k_task, split), k_adapt)
 
-    return map_tasks(each, keys)
+    return map_tasks(each, (method, x, tasks), keys)
 
 
 def iterative(method: Method, what: str) -> AbstractIterativeSolver:
