@@ -8,6 +8,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import optax
 
 from ..errors import ComputationError, InputError, NonFiniteError, PluginError, RunError
@@ -37,6 +38,8 @@ OPTIMIZERS: dict[str, Callable[[float], optax.GradientTransformation]] = {
     "rmsprop": optax.rmsprop,
     "sgd": optax.sgd,
 }
+FULL = "float32"
+PRECISIONS = (FULL, "tensorfloat32", "bfloat16")  # of the factors of a matrix product; sums are in float32
 META_BATCH = 25  # where nothing else is asked for
 TRAIN_OPTIONS = ("every", "on_nonfinite", "task_chunk", "validation", "patience")  # that `train` takes as they are
 JUDGED = 2**32 - 2  # what is folded into a judgement's key, where step i of the training folds in i
@@ -75,6 +78,7 @@ class Experiment:
         **Raises:** `InputError` for options that are not allowed; `ComputationError` that names the plugin where its
         factory fails otherwise.
         """
+        jax.config.update("jax_default_matmul_precision", config.options.get("precision"))
         if config.optimizer not in OPTIMIZERS:
             raise InputError(f"optimizer = {config.optimizer!r}: one of {', '.join(OPTIMIZERS)}.")
         tasks = made(TASKS, config.tasks, load_tasks, TaskDistribution)
@@ -168,6 +172,18 @@ class Experiment:
             return outer_step(self.method, self.optimizer, state.x, state.optimizer, state.carry, batch, key)[:3]
 
         return operations(step, state, jax.random.key(0))
+
+    @memory_errors()
+    def deviation(self) -> float:
+        """|d - d'| / |d'| of the directions of one batch, d in the precision of the run's products, d' in float32."""
+        state, key = self.start(), jax.random.key(self.config.seed)
+        batch = sample_batch(self.tasks, key, "train", self.meta_batch)
+        direction = eqx.filter_jit(lambda x, carry: self.method.estimator(x, batch, carry, key)[0])
+        found = direction(state.x, state.carry)
+        with jax.default_matmul_precision(FULL):
+            exact = direction(state.x, state.carry)
+        off = optax.tree.norm(jax.tree.map(jnp.subtract, found, exact))
+        return float(off / optax.tree.norm(exact))
 
     @memory_errors()
     def train(self, run: Run, interrupts: Interrupts, *, progress: bool | None = None) -> TrainState:

@@ -22,8 +22,9 @@ from ..schema import Option, configure, options
 from ..storage.config import Config, Environment, Plugin
 from ..storage.files import write_json
 from ..storage.runs import CONFIG, Run, require_unused
+from .devices import DEVICES, MESH, meshed
 from .dry_run import dry_run as looked_at
-from .experiment import META_BATCH, OPTIMIZERS, TRAIN_OPTIONS, Experiment
+from .experiment import FULL, META_BATCH, OPTIMIZERS, PRECISIONS, TRAIN_OPTIONS, Experiment
 from .interrupts import Interrupted, Interrupts
 from .judgement import Judgement
 from .output import json_option, note, show
@@ -59,6 +60,16 @@ COMMON = [
     ),
     click.Option(["--patience"], type=Count(1), help="Stop after that many reports without a better validation loss."),
     click.Option(["--task-chunk"], type=Count(1), help="Tasks computed at once. [default: as the machine likes it]"),
+    click.Option(
+        ["--precision"],
+        type=click.Choice(PRECISIONS),
+        default=FULL,
+        show_default=True,
+        help="What an accelerator rounds the factors of matrix products to; what that does to the direction of a "
+        "batch is measured first. A CPU rounds nothing.",
+    ),
+    click.Option(["--devices"], **DEVICES),
+    click.Option(["--mesh"], **MESH),
     click.Option(
         ["--memory-budget"],
         type=Size(),
@@ -145,6 +156,8 @@ def _run(
     resume: bool,
     profile: bool,
     dry_run: bool,
+    devices: int | None,
+    mesh: dict[str, int] | None,
     **given: Any,
 ) -> None:
     if dry_run and (resume or profile):
@@ -153,7 +166,7 @@ def _run(
     if not resume:
         with _blaming("--out"):
             require_unused(out)
-    with Interrupts() as interrupts, watched() as compilation:
+    with Interrupts() as interrupts, watched() as compilation, meshed(devices, mesh):
         config = _config(entry, tasks, dict(task_option), given)
         begun = resume and (out / CONFIG).is_file()
         if begun and (plan := Run.open(out).config.options.get("plan")):
@@ -167,6 +180,11 @@ def _run(
                 show(as_json, document, *parts)
                 return
             note(f"{compilation}.")
+            if given["precision"] != FULL:
+                off = experiment.deviation()
+                note(
+                    f"Products in {given['precision']}: a direction is off from that in {FULL} by {off:.1e} of its norm."
+                )
         config = experiment.config
         with _blaming("--resume" if resume else "--out"):
             opened = Run.resume(out, config) if resume else Run.create(out, config)
@@ -215,7 +233,7 @@ def _config(entry: Entry, tasks: Entry, task_options: Mapping[str, str], given: 
         meta_batch=given["meta_batch"],
         optimizer=given["outer_optimizer"],
         learning_rate=given["outer_learning_rate"],
-        options={name: given[name] for name in (*TRAIN_OPTIONS, "memory_budget")},
+        options={name: given[name] for name in (*TRAIN_OPTIONS, "memory_budget", "precision")},
         environment=Environment.current(),
     )
 
