@@ -182,9 +182,7 @@ def _run(
             note(f"{compilation}.")
             if given["precision"] != FULL:
                 off = experiment.deviation()
-                note(
-                    f"Products in {given['precision']}: a direction is off from that in {FULL} by {off:.1e} of its norm."
-                )
+                note(f"Products in {given['precision']}: a direction is off by {off:.1e} of its norm in {FULL}.")
         config = experiment.config
         with _blaming("--resume" if resume else "--out"):
             opened = Run.resume(out, config) if resume else Run.create(out, config)
