@@ -5,6 +5,7 @@ device computes its share of the tasks by itself, derivatives, solves and loops 
 sums of all devices are added by one all-reduce. On one device, or without a mesh, the functions below do nothing.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -45,10 +46,7 @@ def made(axes: Mapping[str, int]) -> jax.sharding.Mesh:
         count(name, size, 1)
     # Several CPU devices that wait for one another within queued programs may wait for ever.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
-    devices = jax.devices()
-    needed = 1
-    for size in axes.values():
-        needed *= size
+    devices, needed = jax.devices(), math.prod(axes.values())
     if needed > len(devices):
         kind = devices[0].platform
         more = f" The variable JAX_NUM_CPU_DEVICES={needed} makes as many of one." if kind == "cpu" else ""
@@ -56,20 +54,6 @@ def made(axes: Mapping[str, int]) -> jax.sharding.Mesh:
         raise InputError(f"A mesh {shape} needs {needed} devices, and there are {len(devices)} ({kind}).{more}")
     types = (AxisType.Auto,) * len(axes)
     return jax.make_mesh(tuple(axes.values()), tuple(axes), types, devices=devices[:needed])
-
-
-def parsed(text: str) -> dict[str, int]:
-    """The axes that a text such as `tasks=8` or `tasks=4,runs=2` names.
-
-    **Raises:** `InputError` for another form.
-    """
-    axes = {}
-    for part in text.split(","):
-        name, _, size = (each.strip() for each in part.partition("="))
-        if not (name and size.isdecimal() and size.isascii() and int(size) > 0) or name in axes:
-            raise InputError(f"{text!r} is no mesh such as tasks=8 or tasks=4,runs=2.")
-        axes[name] = int(size)
-    return axes
 
 
 def sharing() -> int:
@@ -90,6 +74,8 @@ def sharing() -> int:
 def require_even(name: str, tasks: int) -> None:
     """Raises an `InputError` where the tasks of a batch, which the user calls `name`, cannot be shared out evenly."""
     n = sharing()
+    if tasks % n and tasks == 1:
+        raise InputError(f"{name} = 1: one task cannot be shared out among {n} devices. Compute it on one.")
     if tasks % n:
         below, above = tasks - tasks % n, tasks + -tasks % n
         near = f"{below} or {above}" if below else str(above)

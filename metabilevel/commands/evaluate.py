@@ -10,6 +10,7 @@ from ..errors import InputError
 from ..solvers import AbstractIterativeSolver
 from ..storage.files import write_json
 from ..tasks import Split
+from .devices import DEVICES, MESH, meshed
 from .experiment import Experiment
 from .interrupts import Interrupts
 from .output import json_option, show
@@ -23,13 +24,23 @@ from .types import Count, Counts, Folder
 @click.option("--inner-steps", type=Counts(), help="As 0,1,5,10. [default: 0 and the method's own number]")
 @click.option("--seed", type=Count(0, 2**32 - 1), help="Of the episodes. [default: the run's]")
 @click.option("--task-chunk", type=Count(1), help="Tasks computed at once. [default: as in the run]")
+@click.option("--devices", **DEVICES)
+@click.option("--mesh", **MESH)
 @json_option
-def command(run: Path, seed: int | None, inner_steps: list[int] | None, as_json: bool, **given: Any) -> None:
+def command(
+    run: Path,
+    seed: int | None,
+    inner_steps: list[int] | None,
+    devices: int | None,
+    mesh: dict[str, int] | None,
+    as_json: bool,
+    **given: Any,
+) -> None:
     """Judge a run on fresh tasks, after several numbers of inner steps.
 
     RUN is a run directory. Its newest checkpoint is judged, and evaluation-SPLIT.json is written beside it.
     """
-    with Interrupts():
+    with Interrupts(), meshed(devices, mesh):
         experiment, x, step = Experiment.restored(run)
         solver = experiment.method.solver
         if inner_steps is not None and not isinstance(solver, AbstractIterativeSolver):

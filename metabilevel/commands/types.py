@@ -118,6 +118,23 @@ class Counts(click.ParamType):
         return [int(part) for part in parts]
 
 
+class Axes(click.ParamType):
+    """The axes of a mesh of devices, as tasks=8 or tasks=4,runs=2."""
+
+    name = "axis=n,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, int]:
+        if isinstance(value, dict):
+            return value
+        parts = [part.partition("=") for part in value.split(",")]
+        axes = {name.strip(): size.strip() for name, _, size in parts}
+        if len(axes) < len(parts) or not all(
+            name and size.isdecimal() and size.isascii() and 0 < int(size) <= MOST for name, size in axes.items()
+        ):
+            self.fail(f"{value!r} is no mesh such as tasks=8 or tasks=4,runs=2.", param, ctx)
+        return {name: int(size) for name, size in axes.items()}
+
+
 class Assignment(click.ParamType):
     """NAME=VALUE, as a pair of texts."""
 

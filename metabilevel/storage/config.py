@@ -4,7 +4,7 @@ import hashlib
 import platform
 import subprocess
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from types import NoneType, UnionType
@@ -36,13 +36,14 @@ class Plugin:
 
 @dataclass(frozen=True)
 class Environment:
-    """Where a run was started, as far as it may change a bit of what comes out."""
+    """Where a run was started, as far as it may change a bit of what comes out; `devices` share its tasks out."""
 
     versions: dict[str, str]
     git_commit: str | None
     device: str
     x64: bool
     date: str
+    devices: int = 1
 
     @classmethod
     def current(cls) -> "Environment":
@@ -55,6 +56,7 @@ class Environment:
             device=jax.devices()[0].device_kind,
             x64=jax.config.read("jax_enable_x64"),
             date=datetime.now(UTC).isoformat(timespec="seconds"),
+            devices=max(1, jax.sharding.get_mesh().size),
         )
 
 
@@ -97,10 +99,10 @@ def _record(kind: Any, value: dict[str, Any], where: str) -> Any:
     for name in value:
         if name not in hints:
             raise InputError(f"{where}.{name} is not known.{did_you_mean(name, hints.keys() - value.keys())}")
-    for name in hints:
-        if name not in value:
-            raise InputError(f"{where}.{name} is missing.")
-    return kind(**{name: decode(hint, value[name], f"{where}.{name}") for name, hint in hints.items()})
+    for field in fields(kind):
+        if field.name not in value and field.default is MISSING:
+            raise InputError(f"{where}.{field.name} is missing.")
+    return kind(**{name: decode(hints[name], item, f"{where}.{name}") for name, item in value.items()})
 
 
 def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:

@@ -26,7 +26,7 @@ PathLike: TypeAlias = str | os.PathLike[str]
 
 CONFIG, METRICS, CHECKPOINTS, SUMMARY, LOCK = "config.json", "metrics.jsonl", "checkpoints", "summary.json", ".lock"
 VERSIONS = "environment.versions."
-MINOR = {"environment.git_commit", "method.version", "tasks.version"}
+MINOR = {"environment.git_commit", "environment.devices", "method.version", "tasks.version"}
 
 
 class Run:
