@@ -77,6 +77,8 @@ if TYPE_CHECKING:
     from .oracles import Minibatches as Minibatches
     from .oracles import Oracles as Oracles
     from .oracles import Sample as Sample
+    from .population_training import Trained as Trained
+    from .population_training import fit_population as fit_population
     from .problem import BilevelProblem as BilevelProblem
     from .quadratic import simplex_qp as simplex_qp
     from .quadratic import simplex_residual as simplex_residual
@@ -136,6 +138,7 @@ _HOME = {
     "networks": "AbstractNetwork ConvNet MLP",
     "optimizees": "AbstractOptimizee from_function",
     "oracles": "Minibatches Oracles Sample",
+    "population_training": "Trained fit_population",
     "problem": "BilevelProblem",
     "registry": "load_method load_tasks",
     "hypergradients": "Solution hypergradient reduced solve",

@@ -61,6 +61,8 @@ class Option:
                 return int(value)
             case Real() if self.type is float and math.isfinite(value):
                 return float(value)
+            case _ if self.type is float and _is_scalar_array(value):
+                return value  # pyright: ignore[reportReturnType]
         hint = did_you_mean(value, map(str, self.choices)) if isinstance(value, str) else ""
         raise OptionError(f"Option {self.name!r} is {value!r}, and must be {self.allowed}.{hint}")
 
@@ -76,6 +78,11 @@ class Option:
             return self.type(text)
         except ValueError:
             return text
+
+
+def _is_scalar_array(value: object) -> bool:
+    """Whether `value` is one floating number that may be traced, as over a population, and is hence not looked at."""
+    return getattr(value, "shape", None) == () and getattr(getattr(value, "dtype", None), "kind", "") == "f"
 
 
 def options(factory: Callable[..., Any]) -> dict[str, Option]:
