@@ -18,8 +18,17 @@ from typing import Any
 from .errors import InputError, PluginError, did_you_mean
 from .schema import configure, options, positional
 
-METHODS, TASKS, RULES, REPRO, DATA = (f"metabilevel.{kind}" for kind in ("methods", "tasks", "rules", "repro", "data"))
-KINDS = {METHODS: "method", TASKS: "task family", RULES: "rule", REPRO: "reproduction", DATA: "data set"}
+METHODS, TASKS, RULES, REPRO, DATA, BENCHMARKS = (
+    f"metabilevel.{kind}" for kind in ("methods", "tasks", "rules", "repro", "data", "benchmarks")
+)
+KINDS = {
+    METHODS: "method",
+    TASKS: "task family",
+    RULES: "rule",
+    REPRO: "reproduction",
+    DATA: "data set",
+    BENCHMARKS: "benchmark",
+}
 OFF = "METABILEVEL_PLUGINS_OFF"
 
 
