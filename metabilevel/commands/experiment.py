@@ -70,8 +70,9 @@ class Experiment:
     optimizer: optax.GradientTransformation
 
     @classmethod
-    def build(cls, config: Config) -> "Experiment":
-        """Tasks, method and outer optimizer, traced once to see that they fit; nothing is compiled.
+    def build(cls, config: Config, tasks: TaskDistribution | None = None) -> "Experiment":
+        """Tasks, if they are not there already, method and outer optimizer, traced once to see that they fit; nothing
+        is compiled.
 
         A `meta_batch` of None becomes `META_BATCH`, or 1 where every draw is the same task.
 
@@ -81,7 +82,8 @@ class Experiment:
         jax.config.update("jax_default_matmul_precision", config.options.get("precision"))
         if config.optimizer not in OPTIMIZERS:
             raise InputError(f"optimizer = {config.optimizer!r}: one of {', '.join(OPTIMIZERS)}.")
-        tasks = made(TASKS, config.tasks, load_tasks, TaskDistribution)
+        if tasks is None:
+            tasks = made(TASKS, config.tasks, load_tasks, TaskDistribution)
         if config.meta_batch is None:
             config = replace(config, meta_batch=1 if tasks.single else META_BATCH)
         method = made(METHODS, config.method, load_method, Method, tasks.subject)
@@ -145,7 +147,7 @@ class Experiment:
             memory_budget=options["memory_budget"],
             task_chunk=options["task_chunk"],
             validation=options["validation"],
-            evaluations=[{"steps": self._inner_steps}],
+            evaluations=[{"steps": self.inner_steps}],
         )
         require_room(found)
         return found
@@ -255,7 +257,7 @@ class Experiment:
         `steps` None means none and the method's own number of inner steps, where its solver takes steps.
         """
         episodes = episodes or usual_episodes(self.tasks)
-        steps = self._inner_steps if steps is None else steps
+        steps = self.inner_steps if steps is None else steps
         scores = evaluate(
             self.method,
             x,
@@ -289,7 +291,7 @@ class Experiment:
         return self.config.meta_batch or META_BATCH
 
     @property
-    def _inner_steps(self) -> list[int] | None:
+    def inner_steps(self) -> list[int] | None:
         """After how many a judgement looks, if nothing else is asked for: none and the method's own number."""
         solver = self.method.solver
         return [0, solver.steps] if isinstance(solver, AbstractIterativeSolver) else None
