@@ -154,6 +154,22 @@ def plan(
     return choose(method, programs, task_chunk=population.way[0], budget=memory_budget)
 
 
+def takes(population: Population, tasks: TaskDistribution, meta_batch: int) -> bool:
+    """Whether `population` can be traced: not where a factory, or what it makes, looks at a number to decide. Nothing
+    is compiled."""
+
+    def traced(population: Population) -> Any:
+        states = begin(population, tasks, meta_batch, False)
+        keys = jax.vmap(partial(jax.random.split, num=1))(population.keys)
+        return states, _scored(population, states.x, tasks, keys, "test", None)
+
+    try:
+        eqx.filter_eval_shape(traced, population)
+    except (TypeError, ValueError):  # what jax, and whoever wants a number, say of one that is not known yet
+        return False
+    return True
+
+
 def by(population: Population, way: Plan) -> Population:
     """`population`, computed as `way` says."""
     picked = way.task_chunk, way.checkpoint, way.mixed_mode
