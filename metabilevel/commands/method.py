@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from ..compilation import watched
 from ..errors import OptionError, RunError
@@ -24,11 +25,14 @@ from ..storage.files import write_json
 from ..storage.runs import CONFIG, Run, require_unused
 from .devices import DEVICES, MESH, meshed
 from .dry_run import dry_run as looked_at
+from .engines import LOCAL
 from .experiment import FULL, META_BATCH, OPTIMIZERS, PRECISIONS, TRAIN_OPTIONS, Experiment
 from .interrupts import Interrupted, Interrupts
 from .judgement import Judgement
 from .output import json_option, note, show
+from .population import TASKS as OF_TASKS
 from .profiled import tables
+from .sweep import POPULATION_OPTIONS, run_population
 from .types import Assignment, Count, Folder, PluginName, PluginValue, Positive, Size
 
 OWN = "method_"  # begins the names of the parameters that are the method's
@@ -95,6 +99,7 @@ COMMON = [
     click.Option(
         ["--resume"], is_flag=True, help="Go on with the run in the directory; same options, or more --steps."
     ),
+    *POPULATION_OPTIONS,
 ]
 
 
@@ -156,12 +161,36 @@ def _run(
     resume: bool,
     profile: bool,
     dry_run: bool,
+    seeds: int | None,
+    sweep: tuple[tuple[str, str], ...],
+    engine: str,
+    engine_option: tuple[tuple[str, str], ...],
     devices: int | None,
     mesh: dict[str, int] | None,
     **given: Any,
 ) -> None:
     if dry_run and (resume or profile):
         raise click.UsageError(f"--dry-run starts nothing: there is nothing to {'resume' if resume else 'profile'}.")
+    if seeds is not None or sweep:
+        if profile or dry_run:
+            raise click.UsageError(
+                f"{'--profile' if profile else '--dry-run'} looks at a single run: leave out --seeds and --sweep."
+            )
+        with meshed(devices, mesh):
+            run_population(
+                *(_config(entry, tasks, dict(task_option), given), *_sweepable(task_option)),
+                seeds=seeds or 1,
+                sweep=sweep,
+                engine=engine,
+                engine_option=engine_option,
+                out=out,
+                resume=resume,
+                as_json=as_json,
+                again=_again(),
+            )
+        return
+    if engine_option or engine != LOCAL:
+        raise click.UsageError("--engine and --engine-option are for --seeds and --sweep, of which there is neither.")
     out = out or Path("runs", f"{entry.name}-{tasks.name}-{given['seed']}")
     if not resume:
         with _blaming("--out"):
@@ -205,6 +234,19 @@ def _run(
     judged = Judgement(**summary["evaluation"])
     show(as_json, document, judged.table(_title(config)), *parts, f"The run is in {out}")
     judged.require_finite()
+
+
+def _sweepable(task_option: Iterable[tuple[str, str]]) -> tuple[dict[str, Option], list[str]]:
+    """The options of the method by their names on the command line, and the names of all options that are given."""
+    ctx = click.get_current_context()
+    named = {str(param.name): param.opts[0][2:].replace("-", "_") for param in ctx.command.params}
+    own = {
+        named[name]: replace(param.type.option, name=name.removeprefix(OWN))
+        for param in ctx.command.params
+        if (name := str(param.name)).startswith(OWN) and isinstance(param.type, PluginValue)
+    }
+    given = [shown for name, shown in named.items() if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    return own, [*given, *(f"{OF_TASKS}{name.replace('-', '_')}" for name, _ in task_option)]
 
 
 @contextmanager

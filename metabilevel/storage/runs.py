@@ -25,6 +25,7 @@ from .files import read_json, sweep, write_json
 PathLike: TypeAlias = str | os.PathLike[str]
 
 CONFIG, METRICS, CHECKPOINTS, SUMMARY, LOCK = "config.json", "metrics.jsonl", "checkpoints", "summary.json", ".lock"
+POPULATION = "population.json"  # in a directory whose directories are runs
 VERSIONS = "environment.versions."
 MINOR = {"environment.git_commit", "environment.devices", "method.version", "tasks.version"}
 
@@ -52,7 +53,7 @@ class Run:
         except OSError as error:
             raise RunError(f"The run directory {path} cannot be made: {error.strerror}.") from error
         require_unused(path)
-        with _locked(path) as lock:
+        with locked(path) as lock:
             require_unused(path)
             sweep(path)
             write_json(path / CONFIG, asdict(config))
@@ -66,6 +67,8 @@ class Run:
         """
         path = Path(path)
         if not (path / CONFIG).is_file():
+            if (path / POPULATION).is_file():
+                raise RunError(f"{path} holds a population: give the directory of one of its runs.")
             raise RunError(f"There is no run in {path}: it holds no {CONFIG}.")
         return cls(path, decode(Config, read_json(path / CONFIG), str(path / CONFIG)))
 
@@ -83,7 +86,7 @@ class Run:
         if path.is_dir() and not (path / CONFIG).exists():
             return cls.create(path, config)
         cls.open(path)
-        with _locked(path) as lock:
+        with locked(path) as lock:
             stored = cls.open(path).config
             _compare(path, stored, config)
             for folder in (path, path / CHECKPOINTS):
@@ -152,7 +155,7 @@ class Run:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[FileLock]:
+def locked(path: Path) -> Iterator[FileLock]:
     """A lock that stays where the block comes to its end, and is freed where it fails."""
     lock = FileLock(path / LOCK)
     try:
@@ -174,6 +177,11 @@ def require_unused(path: Path) -> None:
     held = sorted(item.name for item in items if item.name != LOCK and ".tmp." not in item.name)
     if CONFIG in held:
         raise RunError(f"{path} holds a run already: go on with it by --resume, or give another directory.")
+    if POPULATION in held:
+        raise RunError(
+            f"{path} holds a population: go on with it by --resume and its --seeds and --sweep, or give another "
+            "directory."
+        )
     if held:
         raise RunError(f"{path} holds {held[0]!r}, which is no run's: give an empty directory or a new one.")
 
