@@ -15,6 +15,7 @@ from jax.sharding import AxisType
 
 import metabilevel as mb
 from metabilevel.devices import everywhere, placed
+from metabilevel.planning import lowered
 from metabilevel.storage.runs import Run
 from metabilevel.training import _loop, start
 
@@ -156,7 +157,7 @@ def test_a_step_has_one_all_reduce_of_the_size_of_x(optimised):
         method, tasks, key = placed(METHOD, Family(), jax.random.key(0))
         given = method, tasks, optax.adam(0.1), BATCH
         state = start(*given[:3], key, BATCH)
-        text = _loop.lower(*given, state, key, state.step).lowered.compile().as_text()
+        text = lowered(_loop, *given, state, key, state.step).compile().as_text()
     entries = sum(a.size for a in jax.tree.leaves(X))
     numbers = 4 * BATCH  # of each task: the loss, a metric, the residual, and whether it is finite
     assert re.findall(COLLECTIVE, text) == [(f"f32[{entries + numbers}]{{0}}", "all-reduce")]
