@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +20,13 @@ QUICK = "jax_disable_most_optimizations"
 os.environ.setdefault(QUICK.upper(), "1")
 jax.config.update(QUICK, os.environ[QUICK.upper()] == "1")
 
-os.environ["METABILEVEL_COMPILATION_CACHE"] = "off"  # nothing of the tests is left in the user's folders
+# What is compiled is kept for the tests that compile it again, in this process or in a command; each process of pytest
+# has a folder of its own, and nothing is left in the user's.
+COMPILED = tempfile.TemporaryDirectory(prefix="metabilevel-tests-")
+os.environ["METABILEVEL_COMPILATION_CACHE"] = "off"
+for name, value in (("jax_compilation_cache_dir", COMPILED.name), ("jax_persistent_cache_min_compile_time_secs", 0.0)):
+    os.environ[name.upper()] = str(value)
+    jax.config.update(name, value)
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 if "METABILEVEL_DATA" not in os.environ and SHARED.is_dir():

@@ -15,7 +15,8 @@ TRAINED = (*RUN, "--outer-learning-rate", "0.01", "--out")
 
 def metabilevel(*arguments, folder, cache):
     """A run of the installed program: its document, and what it said."""
-    environment = {**os.environ, "METABILEVEL_COMPILATION_CACHE": str(cache)}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_COMP", "JAX_PERS"))}
+    environment["METABILEVEL_COMPILATION_CACHE"] = str(cache)
     done = subprocess.run(
         [PROGRAM, *arguments, "--json"], cwd=folder, env=environment, capture_output=True, text=True, check=True
     )
