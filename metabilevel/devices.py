@@ -19,8 +19,8 @@ from jaxtyping import Array, PyTree
 
 from .errors import InputError, count, did_you_mean
 
-TASKS = "tasks"
-AXES = {TASKS: "shares out the tasks of a batch", "runs": "shares out the members of a population"}
+TASKS, RUNS = "tasks", "runs"
+AXES = {TASKS: "shares out the tasks of a batch", RUNS: "shares out the members of a population"}
 
 
 def mesh(**axes: int) -> Any:
@@ -126,6 +126,25 @@ def summed(fn: Callable[..., tuple[Any, Any]], whole: PyTree, *batch: PyTree) ->
 
     total, small, large = _shared(local, whole, batch, (P(), P(), P(TASKS)))
     return total, eqx.combine(small, large)
+
+
+def sharing_runs() -> int:
+    """How many devices, or groups of such that share tasks, share the members of a population."""
+    return jax.sharding.get_abstract_mesh().shape.get(RUNS, 1)
+
+
+def vmapped_runs(fn: Callable[..., Any], *members: PyTree) -> Any:
+    """`jax.vmap(fn)(*members)` over the members of a population, each where its share lies.
+
+    Members that cannot be shared out evenly are filled up by copies of the last one, which are cut off again.
+    """
+    n, size = sharing_runs(), len(jax.tree.leaves(members)[0])
+    if n == 1:
+        return jax.vmap(fn)(*members)
+    rows = jnp.minimum(jnp.arange(size + -size % n), size - 1)
+    split = lambda a: jax.lax.with_sharding_constraint(a[rows], P(RUNS))
+    found = jax.vmap(fn, spmd_axis_name=RUNS)(*jax.tree.map(split, members))
+    return jax.tree.map(lambda a: a[:size], found)
 
 
 def everywhere(tree: PyTree) -> PyTree:

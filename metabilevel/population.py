@@ -18,6 +18,7 @@ import optax
 from jaxtyping import Array, PyTree
 
 from .batching import fitting_chunk
+from .devices import sharing_runs, vmapped_runs
 from .errors import InputError
 from .evaluation import BLOCK, Interval, _block, interval, usual_episodes
 from .method import Method
@@ -80,7 +81,8 @@ class Population(eqx.Module):
         """`fn(method, optimizer, key, *one)` of every member, stacked.
 
         `stacked` has a leading axis of members. As many are vmapped at once as tasks would be, and the rest one after
-        the other: on a CPU those whose arrays the caches hold, on an accelerator all.
+        the other: on a CPU those whose arrays the caches hold, on an accelerator all. The axis `runs` of the mesh, if
+        it has one, shares them out.
         """
 
         @jax.jit
@@ -89,9 +91,9 @@ class Population(eqx.Module):
             return fn(Plan(*self.way).applied(method), optimizer, key, *given)
 
         members = self.values, self.keys, *stacked
-        size = fitting_chunk(one, members)
+        size = len(self) if sharing_runs() > 1 else fitting_chunk(one, members)
         if size == len(self):
-            return jax.vmap(one)(*members)
+            return vmapped_runs(one, *members)
         if size == 1:
             return jax.lax.map(lambda each: one(*each), members)
         return jax.lax.map(lambda each: one(*each), members, batch_size=size)
