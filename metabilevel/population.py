@@ -261,9 +261,13 @@ def validated(
     return eqx.tree_at(lambda s: s.best, states, jax.tree.map(pick, now, states.best)), losses
 
 
-def stacked(trees: Sequence[PyTree]) -> PyTree:
+@jax.jit
+def stacked(trees: Sequence[PyTree]) -> Any:
+    """One tree of several, whose leaves have a leading axis of them."""
     return jax.tree.map(lambda *a: jnp.stack(a), *trees)
 
 
-def part(tree: PyTree, member: int) -> Any:
+@jax.jit
+def part(tree: PyTree, member: Any) -> Any:
+    """What `tree`, stacked, holds of one member."""
     return jax.tree.map(lambda a: a[member], tree)

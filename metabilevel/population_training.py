@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -132,10 +133,11 @@ def train(
             before, tick = now, time.perf_counter()
             now, finite = walk(some, tasks, meta_batch, now, jnp.asarray(stop, now.step.dtype))
             windows, sound = jax.device_get((now.window, finite))
+            row_of = lambda tree, j: jax.tree.map(itemgetter(j), tree)
             failed = {}
             for j in going:
                 advice = partial(_remedy_of, population, j, tasks, now)
-                window = part(windows, j)
+                window = row_of(windows, j)
                 if said := _complaint(done, stop, window, bool(sound[j]), on_nonfinite, advice):
                     failed[j] = NonFiniteError(said, part(before, j))
             seconds = time.perf_counter() - tick
@@ -143,7 +145,7 @@ def train(
             done, rows, good = stop, {}, [j for j in going if j not in failed]
             if done == report:
                 certified = jax.device_get(reported(some, tasks, meta_batch, now))
-                rows = {j: _row(done, part(windows, j), part(certified, j)) for j in good}
+                rows = {j: _row(done, row_of(windows, j), row_of(certified, j)) for j in good}
                 if validation is not None:
                     now, losses = validated(some, now, tasks, validation)
                     rows = {j: {**row, "valid_loss": float(losses[j])} for j, row in rows.items()}

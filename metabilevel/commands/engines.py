@@ -18,26 +18,24 @@ JOBS = "jobs"
 
 
 def compute(
-    engine: str,
-    options: Mapping[str, str],
+    executor: Any,
     programs: Sequence[Cohort],
     swept: Sequence[Sweep],
     folder: Path,
     interrupts: Interrupts,
     progress: bool | None,
 ) -> None:
-    """Trains and judges the members of all `programs` in their directories.
+    """Trains and judges the members of all `programs` in their directories, by the `executor` of the engine.
 
     A job ends with its directories as far as it came, and what became of its runs is read from there. A signal to this
     process stops the jobs too.
 
-    **Raises:** `Interrupted`; `InputError` for an engine that is not installed, or options that it does not know.
+    **Raises:** `Interrupted`.
     """
-    if engine == LOCAL:
+    if executor is None:
         for cohort in programs:
             run(cohort, folder, interrupts, progress=progress)
         return
-    executor = _executor(engine, options, folder / JOBS)
     jobs = [executor.submit(work, folder, cohort.members, list(swept)) for cohort in programs]
     note(f"{len(jobs)} jobs: {', '.join(job.job_id for job in jobs)}. What they say is in {folder / JOBS}.")
     try:
@@ -59,7 +57,15 @@ def work(folder: Path, members: Sequence[Member], swept: Sequence[Sweep]) -> Non
             run(cohort, folder, interrupts, progress=False)
 
 
-def _executor(engine: str, options: Mapping[str, str], folder: Path) -> Any:
+def executor_of(engine: str, options: Mapping[str, str], folder: Path) -> Any:
+    """What submits jobs to `engine`, whose files are in `folder`; None for this process.
+
+    **Raises:** `InputError` for an engine that is not installed or not there, or options that it does not know.
+    """
+    if engine == LOCAL:
+        if options:
+            raise InputError(f"--engine-option {next(iter(options))}: the engine {LOCAL!r} has no options.")
+        return None
     try:
         import submitit
     except ImportError as error:

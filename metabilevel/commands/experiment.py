@@ -70,8 +70,8 @@ class Experiment:
     optimizer: optax.GradientTransformation
 
     @classmethod
-    def build(cls, config: Config, tasks: TaskDistribution | None = None) -> "Experiment":
-        """Tasks, if they are not there already, method and outer optimizer, traced once to see that they fit; nothing
+    def build(cls, config: Config, given: TaskDistribution | None = None) -> "Experiment":
+        """Tasks, unless they are `given`, method and outer optimizer, traced once to see that they fit; nothing
         is compiled.
 
         A `meta_batch` of None becomes `META_BATCH`, or 1 where every draw is the same task.
@@ -82,8 +82,7 @@ class Experiment:
         jax.config.update("jax_default_matmul_precision", config.options.get("precision"))
         if config.optimizer not in OPTIMIZERS:
             raise InputError(f"optimizer = {config.optimizer!r}: one of {', '.join(OPTIMIZERS)}.")
-        if tasks is None:
-            tasks = made(TASKS, config.tasks, load_tasks, TaskDistribution)
+        tasks = made(TASKS, config.tasks, load_tasks, TaskDistribution) if given is None else given
         if config.meta_batch is None:
             config = replace(config, meta_batch=1 if tasks.single else META_BATCH)
         method = made(METHODS, config.method, load_method, Method, tasks.subject)

@@ -192,12 +192,14 @@ def _run(
     if engine_option or engine != LOCAL:
         raise click.UsageError("--engine and --engine-option are for --seeds and --sweep, of which there is neither.")
     out = out or Path("runs", f"{entry.name}-{tasks.name}-{given['seed']}")
-    if not resume:
-        with _blaming("--out"):
+    begun = resume and (out / CONFIG).is_file()
+    if not begun:
+        with _blaming("--resume" if resume else "--out"):
+            if resume and not out.is_dir():
+                raise RunError(f"There is no run in {out}: it is no directory.")
             require_unused(out)
     with Interrupts() as interrupts, watched() as compilation, meshed(devices, mesh):
         config = _config(entry, tasks, dict(task_option), given)
-        begun = resume and (out / CONFIG).is_file()
         if begun and (plan := Run.open(out).config.options.get("plan")):
             config = replace(config, options={**config.options, "plan": plan})
         experiment = Experiment.build(config)

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import quote
 
 import click
 import jax
+import jax.numpy as jnp
 
 from ..errors import InputError, OptionError, did_you_mean
 from ..evaluation import as_rows, usual_episodes
@@ -147,21 +148,20 @@ class Cohort:
     traced: list[Sweep]
     experiment: Experiment
 
-    def population(self, places: Sequence[int]) -> Population:
-        """The members at `places`."""
+    def population(self) -> Population:
+        """What is computed."""
         plugin, subject = self.experiment.config.method, self.experiment.tasks.subject
         factory = load_method(f"{plugin.distribution}:{plugin.name}")
         own = {sweep.name: sweep.option.name for sweep in self.traced if sweep.of == "method"}
         rate = OPTIMIZERS[self.experiment.config.optimizer]
         swept = any(sweep.of == "outer" for sweep in self.traced)
-        chosen = [self.members[j] for j in places]
-        numbers = {s.name: jax.numpy.asarray([m.values[s.name] for m in chosen], float) for s in self.traced}
+        numbers = {s.name: jnp.asarray([m.values[s.name] for m in self.members], float) for s in self.traced}
         return Population(
             (lambda **v: factory(subject, **{**plugin.options, **{own[name]: v[name] for name in own}}))
             if own
             else Fixed(self.experiment.method),
             (lambda **v: rate(v[OUTER])) if swept else Fixed(self.experiment.optimizer),
-            jax.vmap(jax.random.key)(jax.numpy.asarray([m.seed for m in chosen], "uint32")),
+            jax.vmap(jax.random.key)(jnp.asarray([m.seed for m in self.members], jnp.uint32)),
             numbers,
             (self.experiment.config.options["task_chunk"], None, None),
         )
@@ -188,7 +188,7 @@ def cohorts(everyone: Sequence[Member], swept: Sequence[Sweep]) -> list[Cohort]:
         numbers = sweep.of != "tasks" and all(isinstance(value, float) for value in sweep.values)
         if len(sweep.values) > 1 and numbers:
             experiment = experiments[said(first.values)]
-            if takes(Cohort([first], [sweep], experiment).population([0]), experiment.tasks, experiment.meta_batch):
+            if takes(Cohort([first], [sweep], experiment).population(), experiment.tasks, experiment.meta_batch):
                 traced.append(sweep)
     parted: dict[str, list[Member]] = {}
     for member in everyone:
@@ -207,9 +207,12 @@ def run(cohort: Cohort, folder: Path, interrupts: Interrupts, *, progress: bool 
     paths = [folder / member.name for member in cohort.members]
     begun = [Run.open(path).config for path in paths if (path / CONFIG).is_file()]
     picked = next((config.options["plan"] for config in begun if config.options.get("plan")), None)
-    if picked is None and not begun:
-        picked = _planned(cohort)
-    config = cohort.experiment.config
+    population, config = cohort.population(), cohort.experiment.config
+    if picked:
+        population = by(population, Plan(**picked))
+    elif not begun:
+        found = _planned(cohort, population)
+        population, picked = by(population, found), cohort.experiment.by(found).config.options.get("plan")
     options = {**config.options, **({"plan": picked} if picked else {})}
     with ExitStack() as held:
         runs: list[Run] = []
@@ -221,19 +224,18 @@ def run(cohort: Cohort, folder: Path, interrupts: Interrupts, *, progress: bool 
             return
         for j in places:
             (runs[j].path / FAILURE).unlink(missing_ok=True)
-        population = cohort.population(places)
-        if picked:
-            population = by(population, Plan(**picked))
-        _finish(cohort.experiment, population, [runs[j] for j in places], interrupts, progress)
+        _finish(cohort.experiment, population.at(places), [runs[j] for j in places], interrupts, progress)
 
 
-def _planned(cohort: Cohort) -> dict[str, Any] | None:
-    """How the program is computed, if that was picked for a memory budget; it is compiled, and compared with the
-    machine."""
+def _planned(cohort: Cohort, population: Population) -> Plan:
+    """How the program is computed. It is compiled, and compared with the machine.
+
+    **Raises:** `InputError` where it does not fit.
+    """
     experiment = cohort.experiment
     try:
         found = plan(
-            cohort.population(range(len(cohort.members))),
+            population,
             experiment.tasks,
             meta_batch=experiment.meta_batch,
             memory_budget=experiment.config.options["memory_budget"],
@@ -243,7 +245,7 @@ def _planned(cohort: Cohort) -> dict[str, Any] | None:
         require_room(found)
     except InputError as error:
         raise InputError(f"{len(cohort.members)} runs at once: {error} Or take fewer --seeds or values.") from error
-    return experiment.by(found).config.options.get("plan")
+    return found
 
 
 def _finish(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from ..compilation import watched
 from ..errors import RunError
 from ..registry import load_tasks
 from ..schema import Option, options
@@ -14,7 +15,7 @@ from ..storage.config import Config
 from ..storage.files import write_json
 from ..storage.populations import opened
 from ..storage.runs import SUMMARY
-from .engines import ENGINES, LOCAL, compute
+from .engines import ENGINES, JOBS, LOCAL, compute, executor_of
 from .interrupts import Interrupted, Interrupts
 from .output import note, show
 from .population import OUTER, PICTURE, TASKS, cohorts, members, sweeps
@@ -64,8 +65,6 @@ def run_population(
     **Raises:** `InputError` and `click.UsageError` for what cannot be run; `ComputationError` at the end, where a run
     has failed; `Interrupted`.
     """
-    if engine == LOCAL and engine_option:
-        raise click.UsageError(f"--engine-option {'='.join(engine_option[0])}: the engine {LOCAL!r} has no options.")
     of_tasks = options(load_tasks(f"{base.tasks.distribution}:{base.tasks.name}"))
     known = {
         **own,
@@ -77,13 +76,15 @@ def run_population(
     title = f"{base.method.name} on {base.tasks.name}"
     out = out or Path("runs", f"{base.method.name}-{base.tasks.name}-population")
     asked = {"seeds": [base.seed, seeds], "sweep": {each.name: each.values for each in swept}, "config": asdict(base)}
+    executor = executor_of(engine, dict(engine_option), out / JOBS)
     begun = time.perf_counter()
-    with Interrupts() as interrupts:
+    with Interrupts() as interrupts, watched() as compilation:
         try:
             programs = cohorts(everyone, swept)
             with opened(out, [each.name for each in everyone], asked, resume=resume):
                 note(f"{len(everyone)} runs, programs: {len(programs)}.")
-                compute(engine, dict(engine_option), programs, swept, out, interrupts, False if as_json else None)
+                compute(executor, programs, swept, out, interrupts, False if as_json else None)
+                note(f"{compilation}.")
                 standings = Standings(title, [Standing.of(each, out) for each in everyone])
                 document = {**standings.as_json(), "seconds": time.perf_counter() - begun}
                 write_json(out / SUMMARY, document)

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..errors import RunError
+from ..errors import InputError, RunError
 from .files import read_json, sweep, write_json
 from .runs import CONFIG, POPULATION, locked, require_unused
 
@@ -29,6 +29,10 @@ def opened(path: Path, names: Sequence[str], asked: Mapping[str, Any], *, resume
             sweep(path)
             write_json(path / POPULATION, {"runs": list(names), **asked})
             yield
+        except InputError:
+            if not any((path / name).exists() for name in names):  # nothing was begun
+                (path / POPULATION).unlink()
+            raise
         finally:
             lock.release()
 
