@@ -60,7 +60,7 @@ class Population(eqx.Module):
 
     method: Callable[..., Method]
     optimizer: Callable[..., optax.GradientTransformation]
-    keys: Key
+    keys: Array
     values: dict[str, Array] = eqx.field(default_factory=dict)
     way: Way = eqx.field(static=True, default=(None, None, None))
 
@@ -102,7 +102,7 @@ class Population(eqx.Module):
 def stack(
     method: Method | Callable[..., Method],
     optimizer: Any,
-    keys: Key,
+    keys: Array,
     values: Mapping[str, Any],
     task_chunk: int | None = None,
 ) -> Population:
@@ -183,7 +183,7 @@ def evaluate(
     xs: Sequence[Outer],
     tasks: TaskDistribution,
     *,
-    keys: Key,
+    keys: Array,
     split: str = "test",
     episodes: int | None = None,
     steps: Sequence[int] | None = None,
@@ -237,7 +237,7 @@ def reported(population: Population, tasks: TaskDistribution, meta_batch: int, s
 
 @eqx.filter_jit
 def _scored(
-    population: Population, xs: Outer, tasks: TaskDistribution, keys: Key, split: Any, steps: list[int] | None
+    population: Population, xs: Outer, tasks: TaskDistribution, keys: Array, split: Any, steps: list[int] | None
 ) -> Any:
     """`evaluation._block` of every member; `keys` [members, episodes]."""
     chunk = population.way[0]

@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Array
 
 from .errors import NonFiniteError
 from .method import Method
 from .population import Population, begin, part, reported, stack, stacked, validated, walk
-from .problem import Key, Outer
+from .problem import Outer
 from .progress import bar
 from .tasks import TaskDistribution
 from .training import CHUNK_SECONDS, Row, TrainState, _complaint, _empty, _remedy, _require_schedule, _row, _tired
@@ -50,7 +51,7 @@ def fit_population(
     tasks: TaskDistribution,
     optimizer: optax.GradientTransformation | Callable[..., optax.GradientTransformation],
     *,
-    keys: Key,
+    keys: Array,
     values: Mapping[str, Any] | None = None,
     steps: int,
     meta_batch: int,

@@ -39,21 +39,21 @@ class Option:
         words = f"one of {', '.join(map(str, self.choices))}" if self.choices else _WORDS[self.type]
         return f"{words} or none" if self.optional else words
 
-    def convert(self, value: object) -> Value:
+    def convert(self, value: object) -> Any:
         """`value` in the option's own type. A text is parsed, as it comes from a command line.
 
         **Raises:** `OptionError` that names the option, the value and what is allowed.
         """
         return self.check(self._parse(value) if isinstance(value, str) else value)
 
-    def check(self, value: object) -> Value:
-        """As `convert`, and a text counts for a text only."""
+    def check(self, value: object) -> Any:
+        """As `convert`, and a text counts for a text only. A floating scalar array, as of a population, is a number."""
         match value:
             case None if self.optional:
                 return None
             case _ if self.choices:
                 if any(value == choice and type(value) is type(choice) for choice in self.choices):
-                    return value  # pyright: ignore[reportReturnType]
+                    return value
             case bool() | str():
                 if type(value) is self.type:
                     return value
@@ -62,7 +62,7 @@ class Option:
             case Real() if self.type is float and math.isfinite(value):
                 return float(value)
             case _ if self.type is float and _is_scalar_array(value):
-                return value  # pyright: ignore[reportReturnType]
+                return value
         hint = did_you_mean(value, map(str, self.choices)) if isinstance(value, str) else ""
         raise OptionError(f"Option {self.name!r} is {value!r}, and must be {self.allowed}.{hint}")
 
@@ -112,7 +112,7 @@ def options(factory: Callable[..., Any]) -> dict[str, Option]:
     return found
 
 
-def configure(factory: Callable[..., Any], given: Mapping[str, object]) -> dict[str, Value]:
+def configure(factory: Callable[..., Any], given: Mapping[str, object]) -> dict[str, Any]:
     """Every option of `factory` with its value: the given one, checked, or the default.
 
     An integer does for a float; a bool is no integer; a text is parsed; a hyphen in a name is taken as an underscore.

@@ -361,7 +361,7 @@ def _remedy(method: Method, tasks: TaskDistribution, x: Outer, key: Key) -> str:
     return method.estimator.remedy(x, eqx.filter_eval_shape(tasks.sample, key, "train"), key)
 
 
-def _row(step: int, w: Window, certified: Mapping[str, Array]) -> Row:
+def _row(step: int, w: Window, certified: Mapping[str, Any]) -> Row:
     """What is reported of the steps in a window."""
     means = {name: float(value / w.counted) for name, value in w.sums.items()}
     return {"step": step, **means, "failed": int(w.failed)} | {name: float(value) for name, value in certified.items()}
