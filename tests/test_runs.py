@@ -100,7 +100,7 @@ def test_damaged_checkpoint_costs_the_steps_since_the_one_before(tmp_path: Path)
 def test_second_process_is_refused(tmp_path: Path):
     with Run.create(tmp_path, CONFIG):
         done = child(tmp_path, "t.Run.resume(path, t.CONFIG)")
-        assert f"RunError: The run directory {tmp_path} is in use by another process." in done.stderr
+        assert f"RunError: The run directory {tmp_path} is in use by process {os.getpid()} on " in done.stderr
         with pytest.raises(RunError, match="in use"):
             Run.resume(tmp_path, CONFIG)
         assert Run.open(tmp_path).config.seed == 0

@@ -1,5 +1,6 @@
 """A run that is compiled, looked at and not started."""
 
+from dataclasses import asdict
 from typing import Any
 
 import jax
@@ -23,7 +24,7 @@ def dry_run(experiment: Experiment, plan: Plan, compilation: Compilation) -> tup
         "peak": plan.peak,
         "programs": {name: each._asdict() for name, each in plan.programs.items()},
         "operations": {"a_step": work.total, "in_products": work.products, "of_all_steps": work.total * config.steps},
-        "compilation": {"programs": compilation.programs, "seconds": compilation.seconds, "cached": compilation.cached},
+        "compilation": asdict(compilation),
     }
     memory = Table(
         title=f"{experiment.title}: {config.steps} outer steps of {experiment.meta_batch} tasks, not started",

@@ -210,7 +210,6 @@ def _run(
                 document, parts = looked_at(experiment, found, compilation)
                 show(as_json, document, *parts)
                 return
-            note(f"{compilation}.")
             if given["precision"] != FULL:
                 off = experiment.deviation()
                 note(f"Products in {given['precision']}: a direction is off by {off:.1e} of its norm in {FULL}.")
@@ -224,7 +223,7 @@ def _run(
                     summary = _finish(run, experiment, interrupts, False if as_json else None)
                 else:
                     note(f"The run in {out} is finished. Give more --steps to go on with it.")
-                document, parts = {"run": str(out), **summary}, []
+                document, parts = {"run": str(out), **summary, "compilation": asdict(compilation)}, []
                 if profile:
                     found = experiment.profile(run)
                     document["profile"] = asdict(found)
@@ -234,7 +233,7 @@ def _run(
             except Interrupted as stop:
                 raise Interrupted(stop.signum, f"{stop} Resume with: {_again()}") from stop
     judged = Judgement(**summary["evaluation"])
-    show(as_json, document, judged.table(_title(config)), *parts, f"The run is in {out}")
+    show(as_json, document, judged.table(_title(config)), *parts, f"{compilation}. The run is in {out}")
     judged.require_finite()
 
 

@@ -7,6 +7,7 @@
 """
 
 import os
+import platform
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -156,12 +157,17 @@ class Run:
 
 @contextmanager
 def locked(path: Path) -> Iterator[FileLock]:
-    """A lock that stays where the block comes to its end, and is freed where it fails."""
+    """A lock that stays where the block comes to its end, and is freed where it fails, or where the process ends.
+
+    The file says who holds it.
+    """
     lock = FileLock(path / LOCK)
     try:
         lock.acquire(blocking=False)
+        (path / LOCK).write_text(f"process {os.getpid()} on {platform.node()}")
     except Timeout as error:
-        raise RunError(f"The run directory {path} is in use by another process.") from error
+        holder = (path / LOCK).read_text() or "another process"
+        raise RunError(f"The run directory {path} is in use by {holder}.") from error
     except OSError as error:
         raise RunError(f"The run directory {path} cannot be locked: {error.strerror}.") from error
     try:
