@@ -35,7 +35,7 @@ def decayed(learner: mb.Learner) -> mb.BilevelProblem:
     return mb.BilevelProblem(
         init=lambda x, task, key: task[1],
         inner_loss=lambda x, y, task, key: inner(x, y, task[0]),
-        outer_loss=lambda x, y, task, key: optax.tree.sum(y),
+        outer_loss=lambda x, y, task, key: jnp.asarray(optax.tree.sum(y)),
     )
 
 
@@ -176,7 +176,7 @@ def logistic(kind: str, quick: bool) -> Case:
     k_inputs, k_weights, k_valid = jax.random.split(KEY, 3)
     weights = jax.random.normal(k_weights, (d,)) / d**0.5
     draw = lambda key: mb.Data((a := jax.random.normal(key, (n, d))), jnp.sign(a @ weights))
-    train, valid, x = draw(k_inputs), draw(k_valid), jnp.full(d, jnp.log(1e-3))
+    train, valid, x = draw(k_inputs), draw(k_valid), jnp.full(d, jnp.log(0.1))
     y = jaxopt.LBFGS(lambda y: inner_loss(x, y, train), maxiter=50).run(jnp.zeros(d)).params
     problem = mb.BilevelProblem(
         init=lambda x, task, key: task[2],

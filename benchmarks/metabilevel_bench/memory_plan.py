@@ -68,7 +68,7 @@ def family(network: tuple[Any, ...], shots: int) -> Noise:
     return Noise(mb.classification(net), shape, shots)
 
 
-def run(network: tuple[Any, ...], shots: int, steps: int, way: Plan) -> dict[str, int]:
+def run(network: tuple[Any, ...], shots: int, steps: int, way: Plan) -> dict[str, Any]:
     """Plans a run and trains two steps of it, in this process, which must be a fresh one."""
     tasks, optimizer = family(network, shots), optax.adam(1e-3)
     method = mb.load_method("maml")(tasks.subject, learning_rate=0.01, steps=steps)

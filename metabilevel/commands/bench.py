@@ -1,5 +1,6 @@
 """`metabilevel bench`."""
 
+import os
 from pathlib import Path
 
 import click
@@ -51,6 +52,8 @@ def command(
     if report is not None:
         _report(out, report, as_json)
         return
+    if not quick:  # so that the seconds of compilation are those of a first run; jax is not imported yet
+        os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")
     from ..bench.peers import find_python
 
     python = find_python(peers_python) if peers else None
