@@ -16,6 +16,7 @@ from .commands.document import DOCUMENT
 from .commands.group import Failure, LazyGroup
 from .compilation import VARIABLE, keep_compiled, without_cache
 from .errors import ComputationError, InputError
+from .registry import without
 
 DEBUG = "METABILEVEL_DEBUG"
 COMMANDS = {
@@ -70,9 +71,12 @@ class Cli(LazyGroup):
     epilog=EPILOG,
     context_settings={"token_normalize_func": lambda name: name.replace("_", "-"), "max_content_width": 100},
 )
+@click.option("--no-plugin", multiple=True, metavar="NAME", help="Do without that distribution, or distribution:name.")
 @click.version_option(__version__, prog_name="metabilevel")
-def cli() -> None:
+@click.pass_context
+def cli(ctx: click.Context, no_plugin: tuple[str, ...]) -> None:
     """Meta-learning and bilevel optimisation: every method an outer objective over an inner solver."""
+    ctx.with_resource(without(no_plugin))
 
 
 def main() -> NoReturn:

@@ -9,9 +9,13 @@ The bundled plugins register in the same way as an outside one:
 import inspect
 import os
 import re
-from collections.abc import Callable
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
+from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -30,6 +34,7 @@ KINDS = {
     BENCHMARKS: "benchmark",
 }
 OFF = "METABILEVEL_PLUGINS_OFF"
+SLOW = 2.0  # seconds of an import that are worth a word
 
 
 @dataclass(frozen=True, order=True)
@@ -62,6 +67,27 @@ def entries(group: str) -> list[Entry]:
     """The plugins of `group` by name, less those that METABILEVEL_PLUGINS_OFF switches off; nothing is imported."""
     off = {_canonical(name) for name in os.environ.get(OFF, "").split(",")}
     return [e for e in _installed(group) if off.isdisjoint({_canonical(e.distribution), _canonical(e.qualified)})]
+
+
+@contextmanager
+def without(names: Sequence[str]) -> Iterator[None]:
+    """Switches off plugins, each a `distribution` or a `distribution:name`, here and in the programs that are started.
+
+    **Raises:** `PluginError` for what is not installed.
+    """
+    installed = {_canonical(name) for kind in KINDS for e in _installed(kind) for name in (e.distribution, e.qualified)}
+    for name in names:
+        if _canonical(name) not in installed:
+            hint = did_you_mean(_canonical(name), installed)
+            raise PluginError(f"There is no distribution or plugin {name!r} to do without.{hint}")
+    before = os.environ.get(OFF)
+    os.environ[OFF] = ",".join(filter(None, [before, *names]))
+    try:
+        yield
+    finally:
+        os.environ.pop(OFF)
+        if before is not None:
+            os.environ[OFF] = before
 
 
 def find(group: str, name: str) -> Entry:
@@ -128,8 +154,15 @@ def _factory(group: str, name: str, arity: int, wanted: str) -> Callable[..., An
 
 
 def _import(group: str, entry: Entry) -> Any:
+    if group in (METHODS, TASKS):  # which need it anyway: its seconds are not the plugin's
+        import_module(".method", __package__)
+    begun = time.perf_counter()
     try:
-        return EntryPoint(entry.name, entry.value, group).load()
+        found = EntryPoint(entry.name, entry.value, group).load()
+        if (seconds := time.perf_counter() - begun) > SLOW:
+            text = f"The {KINDS.get(group, group)} {entry.name!r} of {entry} took {seconds:.1f} s to import."
+            warnings.warn(text, stacklevel=2)
+        return found
     except KeyboardInterrupt:
         raise
     except BaseException as error:

@@ -1,5 +1,6 @@
 """Plugins are listed without an import, and a bad one harms no other."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -113,6 +114,30 @@ def test_switched_off(install: Install, monkeypatch: pytest.MonkeyPatch, off: st
     assert "switched" not in [entry.name for entry in registry.entries(METHODS)]
     with pytest.raises(PluginError, match=f"switched off by METABILEVEL_PLUGINS_OFF='{off}'"):
         registry.load(METHODS, "switched")
+
+
+def test_switched_off_for_a_while(install: Install, monkeypatch: pytest.MonkeyPatch):
+    install("first-plugin", "either", "either_first:either", "def either(subject): return 1")
+    install("second-plugin", "either", "either_second:either", "def either(subject): return 2")
+    monkeypatch.setenv(registry.OFF, "nothing")
+    with registry.without(["second_plugin:either"]):
+        assert registry.load_method("either")(None) == 1
+    with registry.without(["first-plugin"]):
+        assert registry.load_method("either")(None) == 2
+    with pytest.raises(PluginError, match="More than one"):
+        registry.load_method("either")
+    assert os.environ[registry.OFF] == "nothing"
+    with pytest.raises(PluginError, match=r"no distribution or plugin 'frist-plugin'.*Did you mean 'first-plugin"):
+        registry.without(["frist-plugin"]).__enter__()
+
+
+def test_a_plugin_that_imports_slowly_is_told(install: Install, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(registry, "SLOW", 0.0)
+    install("slow-plugin", "slow", "slow_module:slow", "def slow(subject): return 1")
+    with pytest.warns(
+        UserWarning, match=r"The method 'slow' of slow-plugin 1.0 \(slow_module:slow\) took .* s to import"
+    ):
+        registry.load(METHODS, "slow")
 
 
 def test_switching_off_decides_a_clash(install: Install, monkeypatch: pytest.MonkeyPatch):
