@@ -86,7 +86,7 @@ def main() -> NoReturn:
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, _leave)
     status = _status(sys.argv[1:])
-    if status > 128:
+    if status > 128 or (status and "--distributed" in sys.argv):
         _end(status)
     sys.exit(status)
 
@@ -100,7 +100,8 @@ def _leave(signum: int, frame: Any) -> None:
 
 
 def _end(status: int) -> NoReturn:
-    """Ends the process without Python's own clearing up, which crashes where compiled code was interrupted."""
+    """Ends the process without Python's own clearing up, which crashes where compiled code was interrupted, and waits
+    where other processes should have been told."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

@@ -5,6 +5,7 @@ device computes its share of the tasks by itself, derivatives, solves and loops 
 sums of all devices are added by one all-reduce. On one device, or without a mesh, the functions below do nothing.
 """
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -47,6 +50,10 @@ def made(axes: Mapping[str, int]) -> jax.sharding.Mesh:
     # Several CPU devices that wait for one another within queued programs may wait for ever.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     devices, needed = jax.devices(), math.prod(axes.values())
+    if jax.process_count() > 1 and needed < len(devices):
+        raise InputError(
+            f"A mesh of {needed} devices leaves some of the {len(devices)} of all processes idle: use all."
+        )
     if needed > len(devices):
         kind = devices[0].platform
         more = f" The variable JAX_NUM_CPU_DEVICES={needed} makes as many of one." if kind == "cpu" else ""
@@ -154,10 +161,57 @@ def everywhere(tree: PyTree) -> PyTree:
 
 def placed(*trees: PyTree) -> Any:
     """`trees` with their arrays on every device of the mesh, before a program begins; once for all its calls."""
-    if _alone():
-        return trees
-    put = NamedSharding(jax.sharding.get_mesh(), P())
-    return jax.tree.map(lambda a: jax.device_put(a, put) if eqx.is_array(a) else a, trees)
+    return trees if _alone() else jax.tree.map(lambda a: _whole(a) if eqx.is_array(a) else a, trees)
+
+
+def of_leader(tell: Callable[[], Any]) -> Any:
+    """What `tell()` gives in process 0, in the types of JSON; it is called nowhere else.
+
+    Whatever depends on clocks, files or signals must be the same everywhere before it decides what is computed.
+    """
+    if jax.process_count() == 1:
+        return tell()
+    text = json.dumps(tell()).encode() if jax.process_index() == 0 else b""
+    size = int(_broadcast(np.int32(len(text))))
+    return json.loads(_broadcast(np.frombuffer(text.ljust(size), np.uint8)).tobytes())
+
+
+def largest(value: int) -> int:
+    """The largest that any process gives."""
+    return value if jax.process_count() == 1 else int(multihost_utils.process_allgather(np.int32(value)).max())
+
+
+def as_leader(tree: PyTree) -> PyTree:
+    """The arrays of `tree` as they are in process 0, bit for bit; other processes give a tree of the same shapes."""
+    if jax.process_count() == 1:
+        return tree
+
+    def heard(a: Array) -> Array:
+        if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(heard(jax.random.key_data(a)), impl=jax.random.key_impl(a))
+        data = _broadcast(np.frombuffer(np.asarray(a).tobytes(), np.uint8))
+        return _whole(np.frombuffer(data.tobytes(), a.dtype).reshape(a.shape))
+
+    return jax.tree.map(heard, tree)
+
+
+def leads() -> bool:
+    """Whether this process is the one that writes and speaks: process 0, or the only one."""
+    return jax.process_index() == 0
+
+
+def _broadcast(a: Any) -> np.ndarray:
+    return np.asarray(multihost_utils.broadcast_one_to_all(a))
+
+
+def _whole(a: Any) -> Array:
+    """`a` on every device of the mesh; in every process its own `a`, which must be the same."""
+    everywhere = NamedSharding(jax.sharding.get_mesh(), P())
+    if jax.process_count() == 1 or getattr(a, "sharding", None) == everywhere:
+        return jax.device_put(a, everywhere)
+    if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(_whole(jax.random.key_data(a)), impl=jax.random.key_impl(a))
+    return jax.make_array_from_process_local_data(everywhere, np.asarray(a), a.shape)
 
 
 def _alone() -> bool:

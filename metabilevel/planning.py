@@ -233,7 +233,7 @@ def require_room(plan: Plan) -> None:
 
 def held() -> int:
     """Bytes that this process holds: in the memory of the accelerator, if there is one, or else resident."""
-    if stats := jax.devices()[0].memory_stats():
+    if stats := jax.local_devices()[0].memory_stats():
         return stats["bytes_in_use"]
     if found := _fields("/proc/self/status", "VmRSS"):
         return found[0]
@@ -243,7 +243,7 @@ def held() -> int:
 
 def room() -> tuple[int | None, int | None]:
     """Bytes of memory that this process could have at most, and how many more it could have now; None if unknown."""
-    if stats := jax.devices()[0].memory_stats():
+    if stats := jax.local_devices()[0].memory_stats():
         return stats["bytes_limit"], stats["bytes_limit"] - stats["bytes_in_use"]
     whole, free = (
         _fields("/proc/meminfo", *names) for names in (("MemTotal", "SwapTotal"), ("MemAvailable", "SwapFree"))

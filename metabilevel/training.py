@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
-from .devices import everywhere, placed, require_even
+from .devices import everywhere, of_leader, placed, require_even
 from .errors import InputError, NonFiniteError, count
 from .evaluation import compiled, evaluate
 from .info import Info, Result, all_finite, finite_mean
@@ -227,14 +227,15 @@ def train(
         if said := _complaint(done, stop, now.window, bool(finite), on_nonfinite, advice):
             raise NonFiniteError(said, before)
         seconds = time.perf_counter() - tick
-        stage = max(1, int((stop - done) * min(4.0, CHUNK_SECONDS / seconds)))
+        longer = (stop - done) * min(4.0, CHUNK_SECONDS / seconds)
+        stage = of_leader(lambda longer=longer: max(1, int(longer)))
         done, row = stop, None
         if done == report:
             row = _row(done, now.window, _certified(method, tasks, meta_batch, now, key))
             if validation is not None:
                 now, row["valid_loss"] = _validated(now, method, tasks, key, validation)
             row["seconds"] = time.perf_counter() - begun
-            now = eqx.tree_at(lambda s: s.window, now, _empty(now.window.sums))
+            [now] = placed(eqx.tree_at(lambda s: s.window, now, _empty(now.window.sums)))
         yield now, row
 
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ..devices import as_leader, largest, leads, of_leader
 from ..errors import ComputationError, InputError, NonFiniteError, PluginError, RunError
 from ..evaluation import as_rows, evaluate, usual_episodes
 from ..learner import Learner
@@ -149,7 +150,8 @@ class Experiment:
             evaluations=[{"steps": self.inner_steps}],
         )
         require_room(found)
-        return found
+        picked = of_leader(lambda: asdict(replace(found, programs={})))  # memories of hosts may differ
+        return replace(found, **{**picked, "programs": found.programs})
 
     def by(self, plan: Plan) -> "Experiment":
         """This experiment in the way of `plan`; what was picked for a budget is noted, and stands in the
@@ -179,10 +181,10 @@ class Experiment:
         """|d - d'| / |d'| of the directions of one batch, d in the precision of the run's products, d' in float32."""
         state, key = self.start(), jax.random.key(self.config.seed)
         batch = sample_batch(self.tasks, key, "train", self.meta_batch)
-        direction = eqx.filter_jit(lambda x, carry: self.method.estimator(x, batch, carry, key)[0])
-        found = direction(state.x, state.carry)
+        direction = eqx.filter_jit(lambda x, batch, carry, key: self.method.estimator(x, batch, carry, key)[0])
+        found = direction(state.x, batch, state.carry, key)
         with jax.default_matmul_precision(FULL):
-            exact = direction(state.x, state.carry)
+            exact = direction(state.x, batch, state.carry, key)
         off = optax.tree.norm(jax.tree.map(jnp.subtract, found, exact))
         return float(off / optax.tree.norm(exact))
 
@@ -191,11 +193,11 @@ class Experiment:
         """Trains in the directory of `run`, from its newest checkpoint to the last step.
 
         The first state is saved, then one as often as `SAVING` allows, and the last one. A signal is granted when
-        the compiled step comes back.
+        the compiled step comes back. Of many processes one restores and saves, and a signal to any stops all.
 
         **Raises:** `Interrupted` after saving; `NonFiniteError` that names the last good checkpoint.
         """
-        config, state = self.config, self.start()
+        config, state, writes = self.config, self.start(), leads()
         found = run.restore(state)
         options = {name: config.options[name] for name in TRAIN_OPTIONS}
         stages = train(
@@ -205,7 +207,7 @@ class Experiment:
             key=jax.random.key(config.seed),
             steps=config.steps,
             meta_batch=self.meta_batch,
-            state=found.tree if found else state,
+            state=as_leader(found.tree if found else state),
             **{
                 **options,
                 "every": options["every"] or max(1, config.steps // 20),
@@ -220,18 +222,19 @@ class Experiment:
                     step = int(state.step)
                     if row:
                         run.append({name: value for name, value in row.items() if name != "seconds"})
-                    if interrupts.asked or time.perf_counter() - saved >= pause:
+                    asked = largest(interrupts.asked or 0)
+                    if writes and (asked or time.perf_counter() - saved >= pause):
                         begun = time.perf_counter()
                         run.save(step, state)
                         kept = step
                         saved = time.perf_counter()
                         pause = (saved - begun) / SAVING
-                    if interrupts.asked:
-                        raise Interrupted(interrupts.asked, f"Interrupted at step {step} of {config.steps}.")
-                if kept != step:
+                    if asked:
+                        raise Interrupted(asked, f"Interrupted at step {step} of {config.steps}.")
+                if writes and kept != step:
                     run.save(step, state)
         except NonFiniteError as error:
-            if not isinstance(error.state, TrainState):
+            if not (writes and isinstance(error.state, TrainState)):
                 raise
             path = run.save(int(error.state.step), error.state)
             message = str(error).replace("on_nonfinite='mask'", "--on-nonfinite mask, in another directory")

@@ -10,12 +10,14 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
 from ..compilation import watched
+from ..devices import leads, of_leader
 from ..errors import OptionError, RunError
 from ..plots import curves
 from ..registry import TASKS, Entry, load_method, load_tasks
@@ -23,7 +25,7 @@ from ..schema import Option, configure, options
 from ..storage.config import Config, Environment, Plugin
 from ..storage.files import write_json
 from ..storage.runs import CONFIG, Run, require_unused
-from .devices import DEVICES, MESH, meshed
+from .devices import DEVICES, HOSTS, MESH, grouped, meshed
 from .dry_run import dry_run as looked_at
 from .engines import LOCAL
 from .experiment import FULL, META_BATCH, OPTIMIZERS, PRECISIONS, TRAIN_OPTIONS, Experiment
@@ -74,6 +76,7 @@ COMMON = [
     ),
     click.Option(["--devices"], **DEVICES),
     click.Option(["--mesh"], **MESH),
+    *HOSTS,
     click.Option(
         ["--memory-budget"],
         type=Size(),
@@ -171,6 +174,8 @@ def _run(
 ) -> None:
     if dry_run and (resume or profile):
         raise click.UsageError(f"--dry-run starts nothing: there is nothing to {'resume' if resume else 'profile'}.")
+    if given["distributed"] and (profile or seeds is not None or sweep):
+        raise click.UsageError("--distributed shares out a single run: leave out --seeds, --sweep and --profile.")
     if seeds is not None or sweep:
         if profile or dry_run:
             raise click.UsageError(
@@ -192,15 +197,17 @@ def _run(
     if engine_option or engine != LOCAL:
         raise click.UsageError("--engine and --engine-option are for --seeds and --sweep, of which there is neither.")
     out = out or Path("runs", f"{entry.name}-{tasks.name}-{given['seed']}")
-    begun = resume and (out / CONFIG).is_file()
-    if not begun:
-        with _blaming("--resume" if resume else "--out"):
-            if resume and not out.is_dir():
-                raise RunError(f"There is no run in {out}: it is no directory.")
-            require_unused(out)
-    with Interrupts() as interrupts, watched() as compilation, meshed(devices, mesh):
+    asked = {"METHOD": entry.qualified, "--tasks": tasks.qualified, "--task-option": task_option, "--resume": resume}
+    with (
+        Interrupts() as interrupts,
+        watched() as compilation,
+        grouped(given, asked, as_json=as_json),
+        meshed(devices, mesh),
+        _written(out) as folder,
+    ):
+        begun, plan = of_leader(lambda: _begun(out, resume))
         config = _config(entry, tasks, dict(task_option), given)
-        if begun and (plan := Run.open(out).config.options.get("plan")):
+        if plan:
             config = replace(config, options={**config.options, "plan": plan})
         experiment = Experiment.build(config)
         if not begun:
@@ -215,10 +222,10 @@ def _run(
                 note(f"Products in {given['precision']}: a direction is off by {off:.1e} of its norm in {FULL}.")
         config = experiment.config
         with _blaming("--resume" if resume else "--out"):
-            opened = Run.resume(out, config) if resume else Run.create(out, config)
+            opened = Run.resume(folder, config) if resume else Run.create(folder, config)
         with opened as run:
             try:
-                summary = run.summary()
+                summary = of_leader(run.summary)
                 if summary is None:
                     summary = _finish(run, experiment, interrupts, False if as_json else None)
                 else:
@@ -232,8 +239,10 @@ def _run(
                     parts = [*tables(found, _title(config)), trace]
             except Interrupted as stop:
                 raise Interrupted(stop.signum, f"{stop} Resume with: {_again()}") from stop
+        speaks = leads()
     judged = Judgement(**summary["evaluation"])
-    show(as_json, document, judged.table(_title(config)), *parts, f"{compilation}. The run is in {out}")
+    if speaks:
+        show(as_json, document, judged.table(_title(config)), *parts, f"{compilation}. The run is in {out}")
     judged.require_finite()
 
 
@@ -248,6 +257,27 @@ def _sweepable(task_option: Iterable[tuple[str, str]]) -> tuple[dict[str, Option
     }
     given = [shown for name, shown in named.items() if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE]
     return own, [*given, *(f"{OF_TASKS}{name.replace('-', '_')}" for name, _ in task_option)]
+
+
+def _begun(out: Path, resume: bool) -> tuple[bool, dict[str, Any] | None]:
+    """Whether there is a run in `out` to go on with, and the way of computing that was picked for it."""
+    if resume and (out / CONFIG).is_file():
+        return True, Run.open(out).config.options.get("plan")
+    with _blaming("--resume" if resume else "--out"):
+        if resume and not out.is_dir():
+            raise RunError(f"There is no run in {out}: it is no directory.")
+        require_unused(out)
+    return False, None
+
+
+@contextmanager
+def _written(out: Path) -> Iterator[Path]:
+    """The run directory of this process: `out`, or where another process writes that, one that is forgotten."""
+    if leads():
+        yield out
+        return
+    with TemporaryDirectory() as folder:
+        yield Path(folder)
 
 
 @contextmanager
@@ -286,6 +316,8 @@ def _finish(run: Run, experiment: Experiment, interrupts: Interrupts, progress: 
     seconds = time.perf_counter() - begun
     step, rows = int(state.step), run.metrics()
     judgement = experiment.judge(state.chosen, state.chosen_step, seed=run.config.seed, progress=progress)
+    if not leads():
+        return {"evaluation": asdict(judgement)}
     curves(run.path / PICTURE, _title(run.config), rows)
     summary = {"step": step, "seconds": seconds, "metrics": rows[-1], "evaluation": asdict(judgement)}
     if plan := run.config.options.get("plan"):

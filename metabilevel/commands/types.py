@@ -135,6 +135,20 @@ class Axes(click.ParamType):
         return {name: int(size) for name, size in axes.items()}
 
 
+class Address(click.ParamType):
+    """HOST:PORT, as a pair."""
+
+    name = "host:port"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, int]:
+        if isinstance(value, tuple):
+            return value
+        host, _, port = value.rpartition(":")
+        if not (host and port.isdecimal() and port.isascii() and 0 < int(port) < 2**16):
+            self.fail(f"{value!r} is not of the form HOST:PORT, such as node1:8476.", param, ctx)
+        return host.strip("[]"), int(port)
+
+
 class Assignment(click.ParamType):
     """NAME=VALUE, as a pair of texts."""
 
