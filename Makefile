@@ -7,7 +7,7 @@ ifneq ($(wildcard ../shared/data),)
 export METABILEVEL_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: demo test conformance lint benchmarks clean
+.PHONY: demo test conformance faults lint benchmarks clean
 
 demo: $(VENV)/installed  ## MAML's sinusoid table and figure, with the numbers of the paper beside ours
 	$(BIN)/metabilevel repro run maml-sinusoid --scale small --out runs/demo
@@ -17,6 +17,9 @@ test: $(VENV)/installed  ## every test, a file at a time on each of two processe
 
 conformance: $(VENV)/installed  ## every check of the conformance kit on every method, those that take long too
 	$(BIN)/python -m pytest -m "thorough or not thorough" tests/conformance
+
+faults: $(VENV)/installed  ## a run that is killed a hundred times, above all while it writes
+	METABILEVEL_KILLS=100 $(BIN)/python -m pytest tests/faults
 
 lint: $(VENV)/installed  ## style and types
 	$(BIN)/ruff check .
