@@ -1,6 +1,7 @@
 """Where the runs of a population are computed: in this process, or as jobs of a cluster."""
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,12 @@ import jax
 from ..errors import InputError
 from .interrupts import Interrupted, Interrupts
 from .output import note
-from .population import Cohort, Member, Sweep, cohorts, run
+from .population import Cohort, Member, Sweep, cohorts, finished, run
 
 LOCAL = "local"
-EXECUTORS = {"slurm": "SlurmExecutor", "submitit-local": "LocalExecutor"}
-ENGINES = (LOCAL, *EXECUTORS)
+CLUSTERS = {"slurm": "slurm", "submitit-local": "local"}  # of submitit
+ENGINES = (LOCAL, *CLUSTERS)
+COMMON = ("name", "timeout_min", "mem_gb", "nodes", "cpus_per_task", "gpus_per_node")  # options of all clusters
 JOBS = "jobs"
 
 
@@ -36,8 +38,10 @@ def compute(
         for cohort in programs:
             run(cohort, folder, interrupts, progress=progress)
         return
-    jobs = [executor.submit(work, folder, cohort.members, list(swept)) for cohort in programs]
-    note(f"{len(jobs)} jobs: {', '.join(job.job_id for job in jobs)}. What they say is in {folder / JOBS}.")
+    left = [cohort for cohort in programs if not all(finished(member, folder) for member in cohort.members)]
+    jobs = [executor.submit(work, folder, cohort.members, list(swept)) for cohort in left]
+    if jobs:
+        note(f"Jobs: {', '.join(job.job_id for job in jobs)}. What they say is in {folder / JOBS}.")
     try:
         for job in jobs:
             if error := job.exception():
@@ -66,22 +70,23 @@ def executor_of(engine: str, options: Mapping[str, str], folder: Path) -> Any:
         if options:
             raise InputError(f"--engine-option {next(iter(options))}: the engine {LOCAL!r} has no options.")
         return None
+    os.environ.setdefault("SUBMITIT_LOG_LEVEL", "NOCONFIG")  # or else it would write on standard output
     try:
         import submitit
     except ImportError as error:
         raise InputError(
             f"--engine {engine}: submitit is not installed. Install the extra: pip install 'metabilevel[slurm]'."
         ) from error
-    make: Callable[..., Any] = getattr(submitit, EXECUTORS[engine])
+    cluster, there = CLUSTERS[engine], folder.is_dir()
     try:
-        executor = make(folder)
-        executor.update_parameters(**{name.replace("-", "_"): _number(text) for name, text in options.items()})
-    except (NameError, TypeError, ValueError) as error:
-        raise InputError(f"--engine-option: {' '.join(str(error).split())}") from error
-    except RuntimeError as error:
-        raise InputError(f"--engine {engine}: {' '.join(str(error).split())}") from error
+        executor = submitit.AutoExecutor(folder, cluster)
+        for name, text in options.items():
+            known = name.replace("-", "_")
+            own = known if known in COMMON else f"{cluster}_{known}"
+            executor.update_parameters(**{own: int(text) if text.isdecimal() else text})
+    except (AssertionError, NameError, RuntimeError) as error:
+        if folder.is_dir() and not there:
+            folder.rmdir()
+        blamed = f"--engine {engine}" if isinstance(error, RuntimeError) else "--engine-option"
+        raise InputError(f"{blamed}: {str(error).partition(chr(10))[0]}") from error
     return executor
-
-
-def _number(text: str) -> int | str:
-    return int(text) if text.isdecimal() else text

@@ -23,7 +23,7 @@ from ..registry import load_method
 from ..schema import Option, Value
 from ..storage.config import Config
 from ..storage.files import write_json
-from ..storage.runs import CONFIG, Run
+from ..storage.runs import CONFIG, SUMMARY, Run
 from ..tasks import TaskDistribution
 from ..training import TrainState
 from .experiment import JUDGED, OPTIMIZERS, SAVING, TRAIN_OPTIONS, Experiment, memory_errors
@@ -195,6 +195,12 @@ def cohorts(everyone: Sequence[Member], swept: Sequence[Sweep]) -> list[Cohort]:
         fixed = {name: value for name, value in member.values.items() if name not in [sweep.name for sweep in traced]}
         parted.setdefault(said(fixed), []).append(member)
     return [Cohort(those, traced, experiments[said(those[0].values)]) for those in parted.values()]
+
+
+def finished(member: Member, folder: Path) -> bool:
+    """Whether the run in its directory below `folder` has come to its last step."""
+    path = folder / member.name
+    return (path / SUMMARY).is_file() and Run.open(path).config.steps >= member.config.steps
 
 
 @memory_errors()

@@ -76,12 +76,12 @@ def run_population(
     title = f"{base.method.name} on {base.tasks.name}"
     out = out or Path("runs", f"{base.method.name}-{base.tasks.name}-population")
     asked = {"seeds": [base.seed, seeds], "sweep": {each.name: each.values for each in swept}, "config": asdict(base)}
-    executor = executor_of(engine, dict(engine_option), out / JOBS)
     begun = time.perf_counter()
     with Interrupts() as interrupts, watched() as compilation:
         try:
             programs = cohorts(everyone, swept)
             with opened(out, [each.name for each in everyone], asked, resume=resume):
+                executor = executor_of(engine, dict(engine_option), out / JOBS)
                 note(f"{len(everyone)} runs, programs: {len(programs)}.")
                 compute(executor, programs, swept, out, interrupts, False if as_json else None)
                 note(f"{compilation}.")
