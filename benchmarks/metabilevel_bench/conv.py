@@ -197,31 +197,39 @@ def conjugate_gradients(product: Callable[..., Any], b: Any, iterations: int) ->
     return jax.lax.scan(step, (jax.tree.map(jnp.zeros_like, b), b, b), length=iterations)[0][0]
 
 
-def _race(name: str, about: str, workload: Workload, textbook: float, peers: float, rounds: int = 3, **more: float):
-    goals = {"textbook": textbook, "peers": peers, **more}
-    return Race(name, f"{about}, 28 x 28 pixels, 4 blocks of 64 filters, {workload.tasks} tasks, 5-way 1-shot.",
-                workload.build, goals, PEERS, rounds)  # fmt: skip
+def _race(name: str, about: str, workload: Workload, goals: Mapping[str, float], rounds: int = 3) -> Race:
+    size = f"28 x 28 pixels, 4 blocks of 64 filters, {workload.tasks} tasks, 5-way 1-shot"
+    return Race(name, f"{about}: {size}.", workload.build, goals, PEERS, rounds)
 
 
-MAML_1 = _race("conv-maml-1", "Second-order MAML, k = 1", Workload("maml", maml_loss), 45, 2.5)
-MAML_5 = _race(
-    "conv-maml-5", "Second-order MAML, k = 5", Workload("maml", maml_loss, steps=5), 10, 2.2,
-    **{"textbook, task by task": 10},
-)  # fmt: skip
+def _goals(textbook: float, peers: float) -> dict[str, float]:
+    return {"textbook": textbook, "textbook, task by task": 1.0, "peers": peers}
+
+
+MAML_1 = _race("conv-maml-1", "Second-order MAML, k = 1", Workload("maml", maml_loss), _goals(45.0, 2.5))
+MAML_5 = _race("conv-maml-5", "Second-order MAML, k = 5", Workload("maml", maml_loss, steps=5), _goals(10.0, 2.2), 2)
 MAML_POOL_1 = _race(
     "conv-maml-pool-1",
     "Second-order MAML with max-pooling, k = 1",
     Workload("maml", maml_loss, down="max-pool"),
-    10,
-    2.2,
+    _goals(10.0, 2.2),
+    2,
 )
-FOMAML_1 = _race("conv-fomaml-1", "First-order MAML, k = 1", Workload("fomaml", maml_loss), 5, 2)
-ANIL_5 = _race("anil-5", "ANIL, k = 5", Workload("anil", anil_loss, 0.1, 5), 3, 1.6)
-RIDGE = _race("ridge-head", "A ridge regression as the head (R2-D2)", Workload("r2d2", ridge_loss, options=()), 3, 1.6)
-SVM = _race("svm-conv", "A support vector machine as the head (MetaOptNet)",
-            Workload("metaoptnet", svm_loss, options=("c",)), 3, 1.6)  # fmt: skip
+FOMAML_1 = _race("conv-fomaml-1", "First-order MAML, k = 1", Workload("fomaml", maml_loss), _goals(5.0, 2.0))
+ANIL_5 = _race("anil-5", "ANIL, k = 5", Workload("anil", anil_loss, 0.1, 5), _goals(3.0, 1.6))
+RIDGE = _race(
+    "ridge-head", "A ridge regression as the head (R2-D2)", Workload("r2d2", ridge_loss, options=()), _goals(3.0, 1.6)
+)
+SVM = _race(
+    "svm-conv",
+    "A support vector machine as the head (MetaOptNet)",
+    Workload("metaoptnet", svm_loss, options=("c",)),
+    _goals(3.0, 1.6),
+)
 IMAML = _race(
-    "imaml", "Implicit MAML, 16 inner steps and 5 conjugate gradients",
+    "imaml",
+    "Implicit MAML, 16 inner steps and 5 conjugate gradients",
     Workload("imaml", maml_loss, 0.1, 16, ("learning_rate", "steps", "strength", "cg_steps"), tasks=8, implicit=True),
-    1, 1,
-)  # fmt: skip
+    _goals(1.0, 1.0),
+    2,
+)

@@ -133,7 +133,6 @@ def _race_row(document: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
         return [name, row["missing"], *[""] * (len(COLUMNS) - 2)]
     if not row.get("same", True):
         name += f" (another result: its gradient differs by {row['gradient_difference']:.1g})"
-    memory = row.get("resident") or row["temporaries"]
     fraction = row.get("fraction_of_peak")
     return [
         name,
@@ -142,9 +141,20 @@ def _race_row(document: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
         f"{row['ratio']:.2f}",
         "" if fraction is None else f"{fraction:.0%}",
         f"{row['compile_seconds']:.1f} s",
-        "" if memory is None else f"{memory / 2**20:,.1f} MiB" + (" (process)" if row.get("resident") else ""),
+        _memory(document, row),
         "; ".join(_goal(goal) for goal in document["goals"] if _concerns(document, goal, row)),
     ]
+
+
+def _memory(document: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    """Of a process, or of temporaries with their ratio to the reference's."""
+    if row.get("resident"):
+        return f"{row['resident'] / 2**20:,.0f} MiB (process)"
+    if row["temporaries"] is None:
+        return ""
+    reference = next(each for each in document["rows"] if each["candidate"] == document["reference"])["temporaries"]
+    times = f" ({row['temporaries'] / reference:.2g} x)" if reference else ""
+    return f"{row['temporaries'] / 2**20:,.1f} MiB{times}"
 
 
 def _concerns(document: Mapping[str, Any], goal: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
