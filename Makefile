@@ -26,14 +26,9 @@ lint: $(VENV)/installed  ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-benchmarks: $(VENV)/installed  ## speed and memory, side by side with the textbook, into benchmarks/results
-	$(BIN)/python benchmarks/conv_maml.py
-	$(BIN)/python benchmarks/sinusoid.py
-	$(BIN)/python benchmarks/unroll_memory.py
-	$(BIN)/python benchmarks/memory_plan.py
-	$(BIN)/python benchmarks/implicit.py
-	$(BIN)/python benchmarks/learned_optimizer.py
-	$(BIN)/python benchmarks/single_loop.py
+benchmarks: $(VENV)/installed  ## speed and memory, side by side with others, into benchmarks/results and docs
+	$(BIN)/metabilevel bench --out benchmarks/results
+	$(BIN)/metabilevel bench --out benchmarks/results --report docs
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .ruff_cache
