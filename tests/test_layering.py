@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 CORE = ["errors", "problem", "solvers", "adjoints", "estimators", "method", "training", "hypergradients"]
 PLUGINS = sorted((ROOT / "plugins").rglob("*.py"))
-PACKAGES = {p.name for p in (ROOT / "plugins").iterdir()} | {p.name for p in (ROOT / "paper_repro").iterdir()}
+PACKAGES = {p.name for folder in ("plugins", "paper_repro", "benchmarks") for p in (ROOT / folder).iterdir()}
 
 
 def imports(path: Path, *, lazily: bool = True) -> set[str]:
@@ -53,6 +53,7 @@ def test_what_starts_fast_imports_jax_nowhere():
         "data",
         "stamps",
         "storage/runs",
+        "commands/bench",
         "commands/run",
         "commands/listing",
     ):
@@ -61,6 +62,6 @@ def test_what_starts_fast_imports_jax_nowhere():
 
 
 def test_no_file_is_long():
-    for folder in ("metabilevel", "plugins", "paper_repro"):
+    for folder in ("metabilevel", "plugins", "paper_repro", "benchmarks"):
         for path in (ROOT / folder).rglob("*.py"):
             assert len(path.read_text().splitlines()) <= 400, f"{path} has a seam somewhere"
