@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 SERVE = """
 import json, sys
 import numpy as np
-PEERS = ["right", "wrong", "absent", "dies"]
+PEERS = ["right", "wrong", "absent", "dies", "dies later"]
 if sys.argv[1] == "--list":
     print(json.dumps({"square": PEERS}))
     sys.exit()
@@ -30,8 +30,8 @@ if peer == "absent":
     sys.exit()
 print(json.dumps({"ready": True, "versions": {"numpy": np.__version__}}), flush=True)
 given = np.load(file)
-for line in sys.stdin:
-    if peer == "dies":
+for calls, line in enumerate(sys.stdin):
+    if peer == "dies" or peer == "dies later" and calls == 2:
         sys.exit(3)
     x = [given["x.0"], given["x.1"]]
     factor = 3 if peer == "wrong" else 2
@@ -121,7 +121,7 @@ def test_peers_are_compared_flagged_and_left_out(tmp_path):
     assert not rows["wrong"]["same"]
     assert rows["wrong"]["gradient_difference"] == pytest.approx(0.5)
     assert rows["absent"]["missing"] == "it has no wheel"
-    assert "status 3" in rows["dies"]["missing"]
+    assert all("status 3" in rows[each]["missing"] for each in ("dies", "dies later"))
     assert [goal["met"] for goal in document["goals"]] == [True, True, None]
     best = next(goal["ratio"] for goal in document["goals"] if goal["against"] == "peers")
     assert best == rows["right"]["ratio"]

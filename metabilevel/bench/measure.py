@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from rich.progress import Progress
 
 from ..errors import ComputationError
 from ..progress import bar
@@ -70,21 +71,18 @@ def _race(
         except Absent as why:
             missing[name] = str(why)
             del processes[name]
-    candidates = {**case.candidates, **{name: Candidate(process) for name, process in processes.items()}}
-    product, product_work = square_product(256 if quick else 1536)
-    calls = {name: each.call for name, each in candidates.items()} | {PRODUCT: product}
-    busy = lambda: time.process_time() + sum(process.spent for process in processes.values())
     shown = stack.enter_context(bar(progress))
-    task = shown.add_task(race.name, total=len(calls) * (rounds + 1))
-    done = lambda name: shown.update(task, advance=1, description=f"{race.name}: {name}")
-    times = alternate(calls, rounds, seconds=0.02 if quick else 0.5, processor=busy, done=done)
+    while True:
+        try:
+            times, peak = _timed(race.name, case, processes, rounds, quick, shown)
+            break
+        except Absent as why:  # in the midst of it: once more without that one
+            missing[why.peer] = str(why)
+            del processes[why.peer]
+    rows = [_row(case, name, each, times, peak, differences[name]) for name, each in case.candidates.items()]
     for name, process in processes.items():
-        times[name].first = process.first
-    peak = product_work / times[PRODUCT].median
-    rows = [_row(case, name, each, times, peak, differences[name]) for name, each in candidates.items()]
-    for row in rows:
-        if process := processes.get(row["candidate"]):
-            row |= {"peer": True, "resident": process.resident, "versions": process.versions}
+        row = _row(case, name, Candidate(process), times, peak, differences[name])
+        rows.append({**row, "peer": True, "resident": process.resident, "versions": process.versions})
     rows += [{"candidate": name, "peer": True, "missing": why} for name, why in missing.items()]
     return {
         "reference": case.reference,
@@ -95,7 +93,22 @@ def _race(
     }
 
 
-def _started(race: Race, case: Case, python: Path | None, stack: ExitStack) -> tuple[dict[str, Any], dict[str, str]]:
+def _timed(
+    race: str, case: Case, processes: Mapping[str, Peer], rounds: int, quick: bool, shown: Progress
+) -> tuple[dict[str, Times], float]:
+    """The times of all candidates, and the machine's peak in operations a second."""
+    product, product_work = square_product(256 if quick else 1536)
+    calls = {name: each.call for name, each in case.candidates.items()} | {**processes, PRODUCT: product}
+    busy = lambda: time.process_time() + sum(process.spent for process in processes.values())
+    task = shown.add_task(race, total=len(calls) * (rounds + 1))
+    done = lambda name: shown.update(task, advance=1, description=f"{race}: {name}")
+    times = alternate(calls, rounds, seconds=0.02 if quick else 0.5, processor=busy, done=done)
+    for name, process in processes.items():
+        times[name].first = process.first
+    return times, product_work / times[PRODUCT].median
+
+
+def _started(race: Race, case: Case, python: Path | None, stack: ExitStack) -> tuple[dict[str, Peer], dict[str, str]]:
     """The processes of the peers that take part, and why others do not."""
     assert race.peers
     names = offered(race.peers).get(race.name, [])

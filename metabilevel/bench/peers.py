@@ -25,7 +25,11 @@ FIRST_CALL = 180.0  # seconds, in which a peer must have compiled what it compil
 
 
 class Absent(Exception):
-    """A peer does not take part, for the reason that is said."""
+    """The `peer` of that name does not take part, or no longer, for the reason that is said."""
+
+    def __init__(self, peer: str, why: str):
+        super().__init__(why)
+        self.peer = peer
 
 
 class Peer:
@@ -46,7 +50,7 @@ class Peer:
         said = self._answer(FIRST_CALL)
         if "missing" in said:
             self.close()
-            raise Absent(said["missing"])
+            raise Absent(name, said["missing"])
         self.versions: dict[str, str] = said["versions"]
 
     def __call__(self, limit: float | None = None) -> None:
@@ -55,7 +59,7 @@ class Peer:
             self._process.stdin.write("\n")
             self._process.stdin.flush()
         except BrokenPipeError as error:
-            raise Absent("its process ended early") from error
+            raise Absent(self.name, "its process ended early") from error
         said = self._answer(limit)
         self.spent, self.resident = said["processor"], said["peak"]
 
@@ -83,10 +87,10 @@ class Peer:
         assert self._process.stdout
         if not select.select([self._process.stdout], [], [], limit)[0]:
             self.close()
-            raise Absent(f"no answer within {limit:g} s")
+            raise Absent(self.name, f"no answer within {limit:g} s")
         line = self._process.stdout.readline()
         if not line:
-            raise Absent(f"its process ended early, with status {self._process.wait()}")
+            raise Absent(self.name, f"its process ended early, with status {self._process.wait()}")
         return json.loads(line)
 
 
