@@ -22,7 +22,7 @@ from .devices import sharing_runs, vmapped_runs
 from .errors import InputError
 from .evaluation import BLOCK, Interval, _block, interval, usual_episodes
 from .method import Method
-from .planning import Checkpoint, Plan, Programs, choose, lowered
+from .planning import Plan, Programs, choose, lowered
 from .problem import Key, Outer
 from .progress import bar
 from .tasks import TaskDistribution
@@ -35,7 +35,6 @@ from .training import (
     start,
 )
 
-Way: TypeAlias = tuple[int | None, Checkpoint, bool | None]
 Scores: TypeAlias = dict[int | None, dict[str, Interval]]
 
 
@@ -55,14 +54,14 @@ class Population(eqx.Module):
 
     - `method(**values) -> Method`, `optimizer(**values)`: called with a traced number for each of the `values`.
     - `keys` [members], `values` by name, each [members].
-    - `way`: how the method is computed, the first three fields of a `Plan`.
+    - `way`: how the method is computed.
     """
 
     method: Callable[..., Method]
     optimizer: Callable[..., optax.GradientTransformation]
     keys: Array
     values: dict[str, Array] = eqx.field(default_factory=dict)
-    way: Way = eqx.field(static=True, default=(None, None, None))
+    way: Plan = eqx.field(static=True, default=Plan(None))
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -75,7 +74,7 @@ class Population(eqx.Module):
     def alone(self, member: int) -> tuple[Method, Any, Key]:
         """Method, optimizer and key of one member."""
         values = {name: a[member] for name, a in self.values.items()}
-        return Plan(*self.way).applied(self.method(**values)), self.optimizer(**values), self.keys[member]
+        return self.way.applied(self.method(**values)), self.optimizer(**values), self.keys[member]
 
     def each(self, fn: Callable[..., Any], *stacked: PyTree) -> Any:
         """`fn(method, optimizer, key, *one)` of every member, stacked.
@@ -88,7 +87,7 @@ class Population(eqx.Module):
         @jax.jit
         def one(values: dict[str, Array], key: Key, *given: PyTree) -> Any:
             method, optimizer = self.method(**values), self.optimizer(**values)
-            return fn(Plan(*self.way).applied(method), optimizer, key, *given)
+            return fn(self.way.applied(method), optimizer, key, *given)
 
         members = self.values, self.keys, *stacked
         size = len(self) if sharing_runs() > 1 else fitting_chunk(one, members)
@@ -121,7 +120,7 @@ def stack(
             )
     fixed = lambda given, kind: Fixed(given) if isinstance(given, kind) else given
     method, optimizer = fixed(method, Method), fixed(optimizer, optax.GradientTransformation)
-    return Population(method, optimizer, keys, numbers, (task_chunk, None, None))
+    return Population(method, optimizer, keys, numbers, Plan(task_chunk))
 
 
 def plan(
@@ -153,7 +152,7 @@ def plan(
         return Programs(lowered(walk, some, tasks, meta_batch, states, states.step[0]), others)
 
     method = population.alone(0)[0]
-    return choose(method, programs, task_chunk=population.way[0], budget=memory_budget)
+    return choose(method, programs, task_chunk=population.way.task_chunk, budget=memory_budget)
 
 
 def takes(population: Population, tasks: TaskDistribution, meta_batch: int) -> bool:
@@ -174,8 +173,8 @@ def takes(population: Population, tasks: TaskDistribution, meta_batch: int) -> b
 
 def by(population: Population, way: Plan) -> Population:
     """`population`, computed as `way` says."""
-    picked = way.task_chunk, way.checkpoint, way.mixed_mode
-    return Population(population.method, population.optimizer, population.keys, population.values, picked)
+    bare = Plan(way.task_chunk, way.checkpoint, way.mixed_mode, way.offload)
+    return Population(population.method, population.optimizer, population.keys, population.values, bare)
 
 
 def evaluate(
@@ -240,7 +239,7 @@ def _scored(
     population: Population, xs: Outer, tasks: TaskDistribution, keys: Array, split: Any, steps: list[int] | None
 ) -> Any:
     """`evaluation._block` of every member; `keys` [members, episodes]."""
-    chunk = population.way[0]
+    chunk = population.way.task_chunk
     return population.each(
         lambda method, optimizer, key, x, keys: _block(method, x, tasks, keys, split, steps, chunk), xs, keys
     )

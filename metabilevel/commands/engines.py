@@ -1,13 +1,16 @@
 """Where the runs of a population are computed: in this process, or as jobs of a cluster."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from ..errors import InputError
+from ..storage.config import Environment
 from .interrupts import Interrupted, Interrupts
 from .output import note
 from .population import Cohort, Member, Sweep, cohorts, finished, run
@@ -21,6 +24,7 @@ JOBS = "jobs"
 
 def compute(
     executor: Any,
+    shared: Callable[[], AbstractContextManager],
     programs: Sequence[Cohort],
     swept: Sequence[Sweep],
     folder: Path,
@@ -28,6 +32,7 @@ def compute(
     progress: bool | None,
 ) -> None:
     """Trains and judges the members of all `programs` in their directories, by the `executor` of the engine.
+    A job enters `shared`, the mesh of its devices.
 
     A job ends with its directories as far as it came, and what became of its runs is read from there. A signal to this
     process stops the jobs too.
@@ -39,7 +44,7 @@ def compute(
             run(cohort, folder, interrupts, progress=progress)
         return
     left = [cohort for cohort in programs if not all(finished(member, folder) for member in cohort.members)]
-    jobs = [executor.submit(work, folder, cohort.members, list(swept)) for cohort in left]
+    jobs = [executor.submit(work, shared, folder, cohort.members, list(swept)) for cohort in left]
     if jobs:
         note(f"Jobs: {', '.join(job.job_id for job in jobs)}. What they say is in {folder / JOBS}.")
     try:
@@ -53,11 +58,15 @@ def compute(
         raise
 
 
-def work(folder: Path, members: Sequence[Member], swept: Sequence[Sweep]) -> None:
-    """One job: the members of one program."""
+def work(
+    shared: Callable[[], AbstractContextManager], folder: Path, members: Sequence[Member], swept: Sequence[Sweep]
+) -> None:
+    """One job: the members of one program, on the devices that are there."""
     jax.config.update("jax_enable_x64", members[0].config.environment.x64)
-    with Interrupts() as interrupts:
-        for cohort in cohorts(members, swept):
+    with Interrupts() as interrupts, shared():
+        here = Environment.current()
+        own = [replace(member, config=replace(member.config, environment=here)) for member in members]
+        for cohort in cohorts(own, swept):
             run(cohort, folder, interrupts, progress=False)
 
 

@@ -6,7 +6,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -181,7 +181,8 @@ def _run(
             raise click.UsageError(
                 f"{'--profile' if profile else '--dry-run'} looks at a single run: leave out --seeds and --sweep."
             )
-        with meshed(devices, mesh):
+        shared = partial(meshed, devices, mesh)
+        with shared() if engine == LOCAL else nullcontext():
             run_population(
                 *(_config(entry, tasks, dict(task_option), given), *_sweepable(task_option)),
                 seeds=seeds or 1,
@@ -192,6 +193,7 @@ def _run(
                 resume=resume,
                 as_json=as_json,
                 again=_again(),
+                shared=shared,
             )
         return
     if engine_option or engine != LOCAL:

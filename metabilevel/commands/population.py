@@ -163,7 +163,7 @@ class Cohort:
             (lambda **v: rate(v[OUTER])) if swept else Fixed(self.experiment.optimizer),
             jax.vmap(jax.random.key)(jnp.asarray([m.seed for m in self.members], jnp.uint32)),
             numbers,
-            (self.experiment.config.options["task_chunk"], None, None),
+            Plan(self.experiment.config.options["task_chunk"]),
         )
 
 

@@ -1,7 +1,8 @@
 """`metabilevel run METHOD --seeds N --sweep NAME=VALUE,...`: a population in its directory."""
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -56,11 +57,13 @@ def run_population(
     resume: bool,
     as_json: bool,
     again: str,
+    shared: Callable[[], AbstractContextManager],
 ) -> None:
     """Trains, judges and compares the runs of a population.
 
     **Arguments:** `own` are the options of the method by the names that they have on the command line; `given` the
-    names of all that were set there; `again` is the command that goes on with it.
+    names of all that were set there; `again` is the command that goes on with it; `shared` is the mesh of devices that
+    jobs enter.
 
     **Raises:** `InputError` and `click.UsageError` for what cannot be run; `ComputationError` at the end, where a run
     has failed; `Interrupted`.
@@ -83,7 +86,7 @@ def run_population(
             with opened(out, [each.name for each in everyone], asked, resume=resume):
                 executor = executor_of(engine, dict(engine_option), out / JOBS)
                 note(f"{len(everyone)} runs, programs: {len(programs)}.")
-                compute(executor, programs, swept, out, interrupts, False if as_json else None)
+                compute(executor, shared, programs, swept, out, interrupts, False if as_json else None)
                 note(f"{compilation}.")
                 standings = Standings(title, [Standing.of(each, out) for each in everyone])
                 document = {**standings.as_json(), "seconds": time.perf_counter() - begun}
