@@ -16,6 +16,7 @@ from jax.sharding import AxisType
 import metabilevel as mb
 from metabilevel.devices import everywhere, placed
 from metabilevel.planning import lowered
+from metabilevel.population import begin, stack, walk
 from metabilevel.storage.runs import Run
 from metabilevel.training import _loop, start
 
@@ -189,6 +190,28 @@ def test_an_explicit_mesh_is_refused():
         pytest.raises(mb.InputError, match="Auto"),
     ):
         mb.sample_batch(Family(), jax.random.key(0), "train", 8)
+
+
+@pytest.mark.parametrize("axes", [{"runs": 4}, {"runs": 2, "tasks": 4}], ids=str)
+def test_a_population_is_shared_out_and_comes_to_what_it_comes_to_on_one_device(axes):
+    rates = [0.3, 0.2, 0.1]
+
+    def method(rate):
+        solver = mb.GradientDescent(optax.sgd(rate), steps=4)
+        return mb.Method(PROBLEM, lambda key: X, mb.Nested(PROBLEM, solver), solver)
+
+    keys, setting = jax.random.split(jax.random.key(0), 3), {"steps": 3, "meta_batch": BATCH, "every": 3}
+    fitted = lambda: mb.fit_population(method, Family(), optax.adam(0.01), keys=keys, values={"rate": rates}, **setting)
+    expected = fitted()
+    with mb.mesh(**axes):
+        found = fitted()
+        population = stack(METHOD, optax.adam(0.01), jax.random.split(jax.random.key(0), 4), {})
+        states = begin(population, Family(), BATCH, False)
+        states, _ = walk(population, Family(), BATCH, states, jnp.int32(2))
+    assert {shard.data.shape for shard in states.x["idle"].addressable_shards} == {(4 // axes["runs"], 3)}
+    for mine, other in zip(found, expected, strict=True):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), mine.x, other.x)
+        assert mine.history[0]["loss"] == pytest.approx(other.history[0]["loss"], rel=1e-6)
 
 
 @pytest.mark.filterwarnings("always:The rest of the run")
