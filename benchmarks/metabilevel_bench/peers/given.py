@@ -11,8 +11,8 @@ def load(file):
 
 
 def outer_variable(given):
-    """The leaves of x."""
-    return [given[f"x.{i}"] for i in range(sum(name.startswith("x.") for name in given))]
+    """The leaves of x, of which there is at least one."""
+    return [given[f"x.{i}"] for i in range(max(1, sum(name.startswith("x.") for name in given)))]
 
 
 def batch(given):

@@ -36,7 +36,7 @@ WORKLOADS = {  # the module, and the peers
     "transformer": ("few_shot", EAGER),
 }
 PACKAGES = {"betty": "betty-ml"}  # the others are called as their peers, or are torch
-UNREADABLE = (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile)
+UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile)
 ABSENT = (ImportError, OSError, RuntimeError, AttributeError)  # as what does not suit this torch raises on import
 
 
@@ -56,6 +56,8 @@ def asked(arguments):
         wrong(f"{workload} has no peer {peer!r}, but {', '.join(WORKLOADS[workload][1])}.")
     if not Path(file).is_file():
         wrong(f"There is no file {file!r}.")
+    if not zipfile.is_zipfile(file):
+        wrong(f"{file} is no file of arrays.")
     return workload, peer, file
 
 
@@ -96,11 +98,13 @@ def main(arguments):
     try:
         given = load(file)
     except UNREADABLE as error:
-        wrong(f"{file} is no file of arrays: {error}")
+        wrong(f"{file} cannot be read: {error}")
     try:
         call, restore = family.make(workload, peer, given)
     except KeyError as error:
         wrong(f"{file} lacks {error}, which {workload} is given.")
+    except (ValueError, TypeError, IndexError) as error:
+        wrong(f"{file} does not fit {workload}: {error}")
     except ABSENT as error:
         answer(missing=f"{type(error).__name__}: {error}")
         return
@@ -109,7 +113,7 @@ def main(arguments):
         value, gradient = call()
         if calls == 0:
             leaves = {f"g.{i}": restore(g.detach()).numpy() for i, g in enumerate(gradient)}
-            np.savez(f"{file}.{peer}.npz", value=float(value), **leaves)
+            np.savez(f"{file}.{peer}.npz", value=torch.as_tensor(value).detach().numpy(), **leaves)
         answer(processor=time.process_time(), peak=peak())
 
 
