@@ -23,7 +23,7 @@ from .errors import ComputationError, InputError
 
 HELLO_SECONDS = 10.0  # how long one that has connected may take to say who it is
 WORD_SECONDS = 5.0  # how long an error of compiled code waits for word that another process is the reason
-GRACE_SECONDS = 15.0  # how long a process may take to end by itself where another one has failed
+GRACE_SECONDS = 15.0  # how long process 0 may take to end by itself where another one has failed
 RETRY_SECONDS = 0.2
 KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}  # a host without power is gone after 20 s
 LOOPBACK = "127.0.0.1"
@@ -68,6 +68,10 @@ class Connection:
             raise ValueError(f"{message!r} is no message.")
         return message
 
+    def close(self) -> None:
+        self._lines.close()
+        self.link.close()
+
 
 @dataclass
 class Group:
@@ -98,6 +102,11 @@ class Group:
             self.parted.wait()
         if not self.place.number:
             self.tell({"kind": "bye"})
+
+    def close(self) -> None:
+        """After which nothing is watched: for processes that have parted, or have not met."""
+        for connection in self.connections.values():
+            connection.close()
 
     def fail(self, error: BaseException) -> None:
         """Tells the others that this process ends by `error`.
@@ -131,10 +140,10 @@ class Group:
                 self._judge(message["message"], lost=message["lost"])
                 if not message["lost"]:  # that process has an error to tell, and so may this one, and a state to save
                     self.connections[number].receive()
-                    time.sleep(GRACE_SECONDS)
+                    time.sleep(WORD_SECONDS if self.place.number else GRACE_SECONDS)
                 self.end(self.verdict)
-        gone = f"Process {number} on {self.hosts[number]} is gone, and so the run ends. Its last checkpoint is good."
-        self._judge(gone, lost=True)
+        who = f"Process {number} on {self.hosts[number]}"
+        self._judge(f"{who} is gone, and so the run ends: --resume goes on from its last checkpoint.", lost=True)
         self.end(self.verdict)
 
     def _judge(self, verdict: str, *, lost: bool = False) -> None:
@@ -158,13 +167,15 @@ def joined(place: Place, asked: Mapping[str, Any], *, timeout: int, end: Callabl
     """
     import jax
 
-    group, asked = Group(place, end), json.loads(json.dumps(asked))
-    service = _relay(place.host, _reach(group, asked, timeout)) if place.number else _gather(group, asked, timeout)
+    asked = json.loads(json.dumps(asked))
+    group = Group(place, end)
+    service = _relay(place.host, reach(group, asked, timeout)) if place.number else gather(group, asked, timeout)
     group.watch()
     try:
         os.environ.setdefault("no_grpc_proxy", LOOPBACK)
-        for name, value in (("jax_check_proxy_envs", False), ("jax_cpu_collectives_implementation", "gloo")):
-            jax.config.update(name, value)
+        jax.config.update("jax_enable_preemption_service", False)  # which would take SIGTERM for itself
+        jax.config.update("jax_check_proxy_envs", False)
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(
             f"{LOOPBACK}:{service}",
             place.processes,
@@ -177,12 +188,13 @@ def joined(place: Place, asked: Mapping[str, Any], *, timeout: int, end: Callabl
         yield
         group.part()
         jax.distributed.shutdown()
+        group.close()
     except BaseException as error:
         group.fail(error)
         raise
 
 
-def _reach(group: Group, asked: Mapping[str, Any], timeout: int) -> int:
+def reach(group: Group, asked: Mapping[str, Any], timeout: int) -> int:
     """Connects to process 0, and gives the port of jax's service on its host."""
     place, until, reason = group.place, time.monotonic() + timeout, "nothing was heard"
     where = f"{place.host}:{place.port}"
@@ -193,6 +205,7 @@ def _reach(group: Group, asked: Mapping[str, Any], timeout: int) -> int:
             connection.send(hello)
             if reply := connection.receive():
                 break
+            connection.close()
             reason = "the connection was closed"
         except socket.gaierror as error:
             raise InputError(f"There is no host {place.host!r} to be the coordinator: {error.strerror}.") from error
@@ -203,13 +216,13 @@ def _reach(group: Group, asked: Mapping[str, Any], timeout: int) -> int:
         raise ComputationError(
             f"No coordinator could be reached at {where} within {timeout} s ({reason}). Process 0 must run there."
         )
+    group.add(0, reply["host"], connection)
     if "refused" in reply:
         raise (InputError if reply["wrong"] else ComputationError)(reply["refused"])
-    group.add(0, reply["host"], connection)
     return reply["service"]
 
 
-def _gather(group: Group, asked: Mapping[str, Any], timeout: int) -> int:
+def gather(group: Group, asked: Mapping[str, Any], timeout: int) -> int:
     """Waits for all others, and gives the port that jax's service is to have here."""
     place, until = group.place, time.monotonic() + timeout
     try:
@@ -224,22 +237,22 @@ def _gather(group: Group, asked: Mapping[str, Any], timeout: int) -> int:
             except TimeoutError as error:
                 absent = f"Process{'es' if len(missing) > 1 else ''} {', '.join(map(str, missing))}"
                 late = f"{absent} of {place.processes} did not come to {place.host}:{place.port} within {timeout} s."
-                group.tell({"refused": late, "wrong": False})
+                group.tell({"refused": late, "wrong": False, "host": platform.node()})
                 raise ComputationError(late) from error
             connection.link.settimeout(HELLO_SECONDS)
-            try:
+            hello = None
+            with suppress(OSError, ValueError):  # of one that is no process of ours
                 hello = connection.receive()
-            except (OSError, ValueError):  # one that is no process of ours
-                continue
             if hello is None:
-                continue
-            wrong = _wrong(group, asked, hello)
-            if not group.connections.get(hello["number"]):
-                group.add(hello["number"], hello["host"], connection)
-            if wrong:
-                connection.send({"refused": wrong, "wrong": True})
-                group.tell({"refused": wrong, "wrong": True})
+                connection.close()
+            elif wrong := _wrong(group, asked, hello):
+                refused = {"refused": wrong, "wrong": True, "host": platform.node()}
+                connection.send(refused)
+                connection.close()
+                group.tell(refused)
                 raise InputError(wrong)
+            else:
+                group.add(hello["number"], hello["host"], connection)
     with socket.create_server(("", 0)) as free:
         service = free.getsockname()[1]
     for connection in group.connections.values():
@@ -253,8 +266,8 @@ def _wrong(group: Group, asked: Mapping[str, Any], hello: Mapping[str, Any]) -> 
     who = f"process {number} on {hello['host']}"
     if processes != place.processes:
         return f"Process 0 was told of {place.processes} processes, and {who} of {processes}."
-    if number in group.hosts or not 0 < number < processes:
-        other = group.hosts.get(number, platform.node())
+    if number in group.hosts:
+        other = group.hosts[number]
         return f"Of {processes} processes, two have the number {number}: on {other} and on {hello['host']}."
     theirs = hello["asked"]
     differing = [name for name in {**asked, **theirs} if asked.get(name) != theirs.get(name)]

@@ -78,7 +78,7 @@ def grouped(given: dict[str, Any], asked: Mapping[str, Any], *, as_json: bool) -
     if not wanted:
         yield
         return
-    place = _place(address, processes, number, timeout)
+    place = place_of(address, processes, number, timeout)
     same = plain({**asked, "metabilevel": __version__, "jax": jax.__version__, **given})
     with ExitStack() as stack:
         _mute_compiled_code()
@@ -91,7 +91,7 @@ def grouped(given: dict[str, Any], asked: Mapping[str, Any], *, as_json: bool) -
         yield
 
 
-def _place(address: tuple[str, int] | None, processes: int | None, number: int | None, timeout: int) -> hosts.Place:
+def place_of(address: tuple[str, int] | None, processes: int | None, number: int | None, timeout: int) -> hosts.Place:
     """What the options say, and for the rest what the environment says in which jax finds itself."""
     from jax._src.clusters import ClusterEnv
 
