@@ -10,6 +10,7 @@ from rich.table import Table
 
 from ..errors import InputError
 from ..storage.files import read_json, replace
+from .workload import OURS
 
 PAGE, PICTURE = "speed.md", "speed.png"
 COLUMNS = ("candidate", "time", "quartiles", "ratio", "of peak", "compile", "memory", "goal")
@@ -17,11 +18,12 @@ HEAD = """\
 # Speed and memory
 
 Every table is one run of `metabilevel bench WORKLOAD`: its candidates compute the same value and gradient, which is
-checked first, and then take turns. *Ratio* is how many times as long as ours a candidate takes, the median over the
-rounds; *quartiles* are those of its calls. *Of peak* is the rate at which the matrix products of a step are computed,
-beside that of one large matrix product, measured in the same turns. *Memory* is what the compiler plans for temporaries
-or, of another framework, the peak of its process. *Goal* is the ratio to be reached, and whether it is. This page and
-the picture are written by `metabilevel bench --report docs`.
+checked first, and then take turns. *Ratio* is how many times as long as the candidate of the first line each takes, the
+median over the rounds; *quartiles* are those of its calls. *Of peak* is the rate at which the matrix products of a step
+are computed, beside that of one large matrix product in the same turns (which other processes slow by their own
+moods: trust the ratios more). *Memory* is what the compiler plans for temporaries or, of another framework, the peak of
+its process. *Goal* is the ratio to be reached, and whether it is. This page and its picture are written by
+`metabilevel bench --report docs --out benchmarks/results`.
 """
 
 
@@ -54,7 +56,7 @@ def page(documents: Sequence[Mapping[str, Any]]) -> str:
     """All of it in Markdown."""
     parts = [HEAD]
     races = [d for d in documents if d["kind"] == "race"]
-    if any(_peer_ratios(document) for document in races):
+    if any(map(_others, documents)):
         parts.append(f"![How many times as long as metabilevel each candidate takes]({PICTURE})\n")
     goals = [goal for document in races for goal in document["goals"] if goal["met"] is not None]
     if goals:
@@ -83,7 +85,7 @@ def draw(documents: Sequence[Mapping[str, Any]], path: Path) -> bool:
 
     from ..figures import COLOURS
 
-    found = {d["workload"]: ratios for d in documents if d["kind"] == "race" and (ratios := _peer_ratios(d))}
+    found = {document["workload"]: ratios for document in documents if (ratios := _others(document))}
     if not found:
         return False
     names = dict.fromkeys(name for ratios in found.values() for name in ratios)
@@ -111,10 +113,12 @@ def draw(documents: Sequence[Mapping[str, Any]], path: Path) -> bool:
     return True
 
 
-def _peer_ratios(document: Mapping[str, Any]) -> dict[str, float]:
-    """The ratios of the candidates that compute the same as the reference, but for itself."""
-    rows = [row for row in document["rows"] if "ratio" in row and row.get("same")]
-    return {row["candidate"]: row["ratio"] for row in rows if row["candidate"] != document["reference"]}
+def _others(document: Mapping[str, Any]) -> dict[str, float]:
+    """The ratios to ours of the others' candidates that compute the same."""
+    if document["kind"] != "race" or document["reference"] != OURS:
+        return {}
+    rows = [row for row in document["rows"] if row.get("same") and not row["candidate"].startswith(OURS)]
+    return {row["candidate"]: row["ratio"] for row in rows}
 
 
 def _cells(document: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
