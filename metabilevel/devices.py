@@ -63,6 +63,13 @@ def made(axes: Mapping[str, int]) -> jax.sharding.Mesh:
     return jax.make_mesh(tuple(axes.values()), tuple(axes), types, devices=devices[:needed])
 
 
+def meet() -> None:
+    """A first all-reduce of the mesh, of nothing, while all processes are at the same place: they wait but half a
+    minute for one another's addresses, and one may compile for longer than another."""
+    add = jax.shard_map(lambda a: jax.lax.psum(a, TASKS), in_specs=P(), out_specs=P(), check_vma=False)
+    jax.block_until_ready(jax.jit(add)(jnp.zeros(())))
+
+
 def sharing() -> int:
     """How many devices share the tasks of a batch.
 

@@ -62,7 +62,11 @@ def meshed(number: int | None, axes: dict[str, int] | None) -> Iterator[None]:
     if axes is None:
         yield
         return
+    if jax.process_count() > 1 and devices.TASKS not in axes:
+        raise click.UsageError("--distributed shares out tasks: give --mesh an axis 'tasks', or leave it out.")
     with devices.mesh(**axes):
+        if jax.process_count() > 1:
+            devices.meet()
         yield
 
 
