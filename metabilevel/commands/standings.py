@@ -162,13 +162,14 @@ class Standings:
         means = Table(title=f"Over {seeds} seeds", min_width=WIDTH)
         for heading in (*columns, "finished", *names):
             means.add_column(heading, justify="right", no_wrap=True)
-        means.add_column("")
+        if self.best is not None:
+            means.add_column("")
         for values, those in self.groups:
             found = _means(finished := _finished(those))
             cells = [str(found[name]) if name in found else "-" for name in names]
             done, best = f"{len(finished)} of {len(those)}", values == self.best
-            cells = *map(_cell, values.values()), done, *cells, "best" if best else ""
-            means.add_row(*cells, style="bold" if best else None)
+            mark = ["best" if best else ""] if self.best is not None else []
+            means.add_row(*map(_cell, values.values()), done, *cells, *mark, style="bold" if best else None)
         means.caption = "means and 95% confidence intervals over seeds, by Student's t"
         return [single, means]
 

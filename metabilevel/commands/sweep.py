@@ -85,7 +85,8 @@ def run_population(
             programs = cohorts(everyone, swept)
             with opened(out, [each.name for each in everyone], asked, resume=resume):
                 executor = executor_of(engine, dict(engine_option), out / JOBS)
-                note(f"{len(everyone)} runs, programs: {len(programs)}.")
+                number = "one program" if len(programs) == 1 else f"{len(programs)} programs"
+                note(f"{len(everyone)} runs, as {number}.")
                 compute(executor, shared, programs, swept, out, interrupts, False if as_json else None)
                 note(f"{compilation}.")
                 standings = Standings(title, [Standing.of(each, out) for each in everyone])
