@@ -30,6 +30,7 @@ MESSAGES = (4, 2**22)  # numbers of four bytes that an all-reduce adds
 HOSTS = (1, 2, 4, 8, 16, 32, 64)
 WEAK, STRONG = 64, 4096  # tasks of a host, and of all hosts together
 NETWORKS = {"loopback, as measured": None, "10 Gbit/s Ethernet, 50 us a hop": (50e-6, 1.25e9)}
+MEMORIES = "temporaries of a step, MiB", "of a direction beside its batch"
 PAGE, PICTURE = "scaling.md", "scaling.png"
 
 
@@ -44,6 +45,8 @@ def worker(cores: Sequence[int], devices: int, place: Sequence[Any] | None, task
     from metabilevel.devices import largest, placed
     from metabilevel.hosts import Place, joined
     from metabilevel.planning import Footprint, lowered
+    from metabilevel.planning import footprint as planned
+    from metabilevel.tasks import sample_batch
     from metabilevel.training import _loop, start
     from metabilevel_bench.memory_plan import Noise
 
@@ -61,7 +64,11 @@ def worker(cores: Sequence[int], devices: int, place: Sequence[Any] | None, task
         given = method, family, optax.adam(1e-3), tasks
         state = start(*given[:3], key, tasks)
         program = lowered(_loop, *given, state, key, state.step).compile()
-        footprint, seconds = Footprint.of(program), []
+        footprint, seconds, beside = Footprint.of(program), [], None
+        if workers == 1:
+            batch = sample_batch(family, key, "train", tasks)
+            direction = planned(lambda x, batch, key: method.estimator(x, batch, None, key)[0], state.x, batch, key)
+            beside = direction and direction.temporaries - sum(a.nbytes for a in jax.tree.leaves(batch))
         for i in range(rounds + 1):
             stop = jnp.asarray(i + 1, state.step.dtype)
             begun = time.perf_counter()
@@ -71,6 +78,7 @@ def worker(cores: Sequence[int], devices: int, place: Sequence[Any] | None, task
         return {
             "seconds": min(seconds[1:]),
             "temporaries": footprint and footprint.temporaries,
+            "beside its batch": beside,
             "entries": sum(a.size for a in jax.tree.leaves(state.x)),
             "sent": sum(4 * int(size) for _, size in sent),
         }
@@ -128,9 +136,11 @@ def rows(rounds: int, quick: bool) -> list[dict[str, Any]]:
 
     def row(kind: str, workers: int, tasks: int, *, processes: bool = False) -> dict[str, Any]:
         got = measured(workers, tasks, rounds, processes=processes)
+        beside = got["beside its batch"]
         found.append({
             "what grows": kind, "workers": workers, "tasks": tasks, "ms a step": 1000 * got["seconds"],
-            "temporaries, MiB": got["temporaries"] / MIB, "entries of x": got["entries"], "bytes sent": got["sent"],
+            "temporaries, MiB": got["temporaries"] / MIB, "of a direction, MiB": beside and beside / MIB,
+            "entries of x": got["entries"], "bytes sent": got["sent"], "load": os.getloadavg()[0],
         })  # fmt: skip
         return found[-1]
 
@@ -144,7 +154,8 @@ def rows(rounds: int, quick: bool) -> list[dict[str, Any]]:
     for size in MESSAGES:
         found.append({
             "what grows": "an all-reduce", "workers": 2, "tasks": 0, "ms a step": 1000 * reduced[str(size)],
-            "temporaries, MiB": 0.0, "entries of x": size, "bytes sent": 4 * size,
+            "temporaries, MiB": 0.0, "of a direction, MiB": None, "entries of x": size, "bytes sent": 4 * size,
+            "load": os.getloadavg()[0],
         })  # fmt: skip
     return found
 
@@ -167,7 +178,7 @@ def fitted(found: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         "latency": small["ms a step"] / 2000,
         "rate": rate,
         "x": 4.0 * tasks[0]["entries of x"],
-        "memory": max(row["temporaries, MiB"] for row in tasks) / min(row["temporaries, MiB"] for row in tasks),
+        "memory": max(row["of a direction, MiB"] for row in tasks) / min(row["of a direction, MiB"] for row in tasks),
     }
 
 
@@ -192,14 +203,15 @@ def page(document: Mapping[str, Any]) -> str:
     alone = {row["tasks"]: row["ms a step"] for row in found if row["what grows"] == "tasks"}
     lines = [
         HEAD.format(date=document["date"], rounds=document["rounds"], filters=FILTERS, **machine, **_shown(fit)),
-        "| what grows | workers | tasks | ms a step | of one worker's | temporaries, MiB | bytes sent |",
-        "|---|---|---|---|---|---|---|",
+        _line("what grows", "workers", "tasks", "ms a step", "of one worker's", *MEMORIES, "bytes sent", "load"),
+        _line(*["---"] * 9),
     ]
     for row in found:
         beside = alone.get(row["tasks"] if "same" in row["what grows"] else row["tasks"] // row["workers"])
         share = f"{row['ms a step'] / beside:.2f}" if beside and row["workers"] > 1 else "-"
         cells = [row["what grows"], row["workers"], row["tasks"] or "-", f"{row['ms a step']:.4g}", share]
-        lines.append(_line(*cells, f"{row['temporaries, MiB']:.1f}", f"{row['bytes sent']:,}"))
+        sizes = [f"{row[name]:.1f}" if row[name] else "-" for name in ("temporaries, MiB", "of a direction, MiB")]
+        lines.append(_line(*cells, *sizes, f"{row['bytes sent']:,}", f"{row['load']:.1f}"))
     lines.append(MODEL.format(weak=WEAK, strong=f"{STRONG:,}", **_shown(fit)))
     names = [f"{what}, {name}" for name in NETWORKS for what in ("weak", "strong")]
     lines += [_line("hosts", *names), _line(*["---"] * (1 + len(names)))]
@@ -225,13 +237,14 @@ def draw(document: Mapping[str, Any], path: Path) -> None:
     fit = fitted(found)
     tasks = [row for row in found if row["what grows"] == "tasks"]
     n = [row["tasks"] for row in tasks]
-    linear = Curve("linear", n, [tasks[0]["ms a step"] * each / n[0] for each in n], style="paper")
+    linear = Curve("linear", n, [tasks[0]["ms a step"] * each / n[0] for each in n], style="truth")
     time_ = Curve("measured", n, [row["ms a step"] for row in tasks])
-    memory = Curve("temporaries", n, [row["temporaries, MiB"] for row in tasks])
+    memory = Curve("step", n, [row["temporaries, MiB"] for row in tasks])
+    lean = Curve("direction", n, [row["of a direction, MiB"] for row in tasks])
     model = [Curve(name, HOSTS, [share[each] for each in HOSTS]) for name, share in efficiencies(fit).items()]
     panels = [
         Panel("time of a step, one core", "tasks", "ms", [time_, linear], log="xy"),
-        Panel("planned memory", "tasks", "MiB", [memory], log="x", within=(0, 2 * max(memory.y))),
+        Panel("planned memory", "tasks", "MiB", [memory, lean], log="x", within=(0, 1.1 * max(memory.y))),
         Panel("efficiency, as modelled", "hosts", "", model, log="x", within=(0, 1.02)),
     ]
     figures.draw(path, "Scaling of an outer step", panels)
@@ -262,8 +275,13 @@ Written by `python -m metabilevel_bench.scaling report benchmarks/results/scalin
 
 ![Time and memory by tasks, and the model]({picture})
 
-Time grows as the number of tasks to the power {exponent}, and planned memory by a factor of {memory} from the fewest to
-the most. Two cores of one machine can show that shares are even, that nothing but one all-reduce is sent, and what that
+Time grows as the number of tasks to the power {exponent}. What a direction needs beside a copy of its batch grows by a
+factor of {memory} from the fewest tasks to the most, since a chunk at a time is computed; the batch itself, which a
+step draws, grows with its tasks. *Load*: how many processes wanted a core. Where that is more than there are cores,
+other work was done meanwhile, and the times of two workers, which need both cores at once, say nothing of their own
+overhead.
+
+Two cores of one machine can show that shares are even, that nothing but one all-reduce is sent, and what that
 costs between processes of one host; caches and memory are shared by both workers. They cannot show a network, nor many
 workers. *Of one worker's*: beside one worker with as many tasks as each of the two has, for which 1 is ideal, or where
 the tasks are the same beside one worker with all of them, for which .5 is.
