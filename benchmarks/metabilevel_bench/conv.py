@@ -23,7 +23,7 @@ from .sinusoid import episode_arrays
 
 KEY = jax.random.key(0)
 WAYS, C = 5, 0.1  # C is the support vector machine's
-STRENGTH, CG_STEPS = 10.0, 5  # of implicit MAML; weaker, and some systems are nearly singular in float32
+STRENGTH, CG_STEPS = 2.0, 5  # of implicit MAML
 CE = optax.softmax_cross_entropy_with_integer_labels
 
 
@@ -241,7 +241,7 @@ IMAML = _race(
     Workload(
         "imaml",
         maml_loss,
-        0.1,
+        0.01,
         16,
         ("learning_rate", "steps", "strength", "cg_steps"),
         tasks=8,
