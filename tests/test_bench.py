@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metabilevel.bench import Case, Race, Study, alternate, compiled, product_operations
+from metabilevel.bench import Case, Race, Study, alternate, compiled
 from metabilevel.bench.measure import measure
 from metabilevel.bench.report import PAGE, load, page, write
 from metabilevel.bench.timing import Times
@@ -155,13 +155,6 @@ def test_times_are_of_one_step_and_ratios_of_rounds():
     assert slow.over(quick) == 2
     said = slow.as_json(steps=4)
     assert (said["median"], said["min"], said["max"], said["calls"], said["processor"]) == (1, 1, 10, 3, 0.25)
-
-
-def test_the_operations_of_a_scan_are_those_of_all_its_turns():
-    a = jnp.ones((3, 5))
-    turn = lambda carry, _: (carry @ (a.T @ a), None)
-    fn = lambda carry: jax.lax.scan(turn, carry, length=7)[0]
-    assert product_operations(fn, jnp.ones((2, 5))) == 7 * (2 * 5 * 3 * 5 + 2 * 2 * 5 * 5)
 
 
 def test_a_study_is_a_table_of_what_it_measured(tmp_path):

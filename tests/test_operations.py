@@ -25,6 +25,8 @@ def test_a_convolution_counts_as_the_product_of_its_patches():
 def test_loops_count_as_often_as_they_run_and_conditionals_by_their_cheapest_branch():
     scanned = lambda a: jax.lax.scan(lambda c, _: (jnp.sin(c), None), a, length=5)[0]
     assert operations(scanned, A).total == 5 * A.size
+    products = lambda a: jax.lax.scan(lambda c, _: (c @ (A.T @ A), None), a, length=7)[0]
+    assert operations(products, jnp.ones((2, 16))).products == 7 * (2 * 16 * 8 * 16 + 2 * 2 * 16 * 16)
     assert operations(jax.vmap(scanned), jnp.stack([A, A])).total == 2 * 5 * A.size
     either = lambda a: jax.lax.cond(a[0, 0] > 0, lambda: scanned(a), lambda: jnp.sin(a))
     assert operations(either, A).total == A.size

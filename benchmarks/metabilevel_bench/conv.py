@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 import metabilevel as mb
-from metabilevel.bench import Case, Race, compiled, product_operations
+from metabilevel.bench import Case, Race, compiled, operations
 
 from . import PEERS
 from .sinusoid import episode_arrays
@@ -56,7 +56,7 @@ class Workload:
 
         bodies = {"textbook": partial(textbook_body, stride=1 if pooled else 2), "metabilevel": network.body}
         one = {name: partial(self.gradient, body) for name, body in bodies.items()}
-        work = product_operations(one["metabilevel"], x, jax.tree.map(lambda a: a[0], batch))
+        work = operations(one["metabilevel"], x, jax.tree.map(lambda a: a[0], batch)).products
         vmapped = {"textbook": compiled(self._mean(bodies["textbook"]), x, batch)} if self.grouped else {}
         return Case(
             {

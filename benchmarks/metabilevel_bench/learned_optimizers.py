@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import metabilevel as mb
-from metabilevel.bench import Case, Race, compiled, product_operations
+from metabilevel.bench import Case, Race, compiled, operations
 
 from . import PEERS
 
@@ -128,7 +128,7 @@ def build(workload: Callable[[bool], Any], quick: bool) -> Case:
         },
         x=x,
         arrays={**peers_arrays(carry.point, rule), **arrays},
-        operations=product_operations(products, factors),
+        operations=operations(products, factors).products,
     )
 
 

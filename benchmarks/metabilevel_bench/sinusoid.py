@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 import metabilevel as mb
-from metabilevel.bench import Candidate, Case, Race, product_operations
+from metabilevel.bench import Candidate, Case, Race, operations
 
 from . import PEERS
 
@@ -112,7 +112,7 @@ def build(inner_steps: int, quick: bool) -> Case:
         x=x,
         arrays={**episode_arrays(batch), **numbers},
         gradient_tolerance=1e-2,
-        operations=product_operations(jax.grad(partial(mean_loss, inner_steps)), x, batch),
+        operations=operations(jax.grad(partial(mean_loss, inner_steps)), x, batch).products,
     )
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 import metabilevel as mb
-from metabilevel.bench import Case, Race, compiled, product_operations
+from metabilevel.bench import Case, Race, compiled, operations
 
 from . import PEERS
 from .sinusoid import episode_arrays
@@ -104,7 +104,7 @@ def build(quick: bool) -> Case:
         },
         x=x,
         arrays={**episode_arrays(episode), "heads": HEADS, "rate": RATE, "steps": STEPS},
-        operations=product_operations(textbook, x, episode),
+        operations=operations(textbook, x, episode).products,
     )
 
 

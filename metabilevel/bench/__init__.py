@@ -8,8 +8,8 @@ A workload is a `Race` or a `Study`, and is registered by an entry point:
 `metabilevel bench` runs those that are installed, whosever they are.
 """
 
+from ..operations import operations as operations
 from .timing import alternate as alternate
-from .timing import product_operations as product_operations
 from .workload import Candidate as Candidate
 from .workload import Case as Case
 from .workload import Race as Race

@@ -1,6 +1,5 @@
 """Times of candidates that take turns, the work in matrix products, and the machine."""
 
-import math
 import os
 import platform
 import statistics
@@ -13,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import jaxprs_in_params
 
 
 @dataclass
@@ -84,22 +82,6 @@ def square_product(n: int) -> tuple[Callable[[], Any], float]:
     """A call that multiplies two n x n matrices, and its operations: what the machine can do at best."""
     a, product = jnp.ones((n, n)), jax.jit(jnp.matmul)
     return lambda: product(a, a), 2.0 * n**3
-
-
-def product_operations(fn: Callable[..., Any], *arguments: Any) -> float:
-    """Floating-point operations of the matrix products in `fn(*arguments)`; of a loop that ends when it likes, one turn
-    is counted."""
-
-    def count(jaxpr: Any) -> float:
-        total = 0.0
-        for eqn in jaxpr.eqns:
-            if eqn.primitive is jax.lax.dot_general_p:
-                summed = eqn.params["dimension_numbers"][0][0]
-                total += 2.0 * eqn.outvars[0].aval.size * math.prod(eqn.invars[0].aval.shape[i] for i in summed)
-            total += sum(map(count, jaxprs_in_params(eqn.params))) * eqn.params.get("length", 1)
-        return total
-
-    return count(jax.make_jaxpr(fn)(*arguments).jaxpr)
 
 
 def machine() -> dict[str, Any]:
