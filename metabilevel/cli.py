@@ -56,6 +56,8 @@ class Cli(LazyGroup):
         except KeyboardInterrupt as error:
             raise Failure(str(error) or "Interrupted.", 128 + getattr(error, "signum", 2)) from error
         except SystemExit as error:
+            if isinstance(error.__context__, BrokenPipeError):  # rich's word for a reader that has gone
+                raise
             raise Failure(f"A file or a plugin called sys.exit({error.code!r}), and should not.", 2) from error
         except OSError as error:
             named = f"{error.filename}: {error.strerror}" if error.filename else str(error)

@@ -49,13 +49,15 @@ def without_cache(message: str) -> str | None:
     if not message.startswith(UNUSABLE):
         return None
     import jax
+    from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
     folder = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
     jax.config.update("jax_enable_compilation_cache", False)
+    reset_cache()  # which has looked at that setting already
     reason = message.partition("': ")[2] or message
     return (
         f"The compiled programs in {folder} cannot be used ({reason}): going on without them. "
-        f"Remove that folder, or name another one in {VARIABLE} ({OFF}: none)."
+        f"Remove that folder, or name another one in {VARIABLE}, or set that to {OFF!r}."
     )
 
 

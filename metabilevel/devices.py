@@ -121,14 +121,15 @@ def summed(fn: Callable[..., tuple[Any, Any]], whole: PyTree, *batch: PyTree) ->
     """`fn(whole, *batch) -> (total, stacked)`: totals are added over the devices, stacked results put together.
 
     The numbers among the latter, one a task, travel with the sum, so that every device knows the losses: what else is
-    computed of a step then needs no word between them. Larger results stay where their tasks are.
+    computed of a step then needs no word between them. Larger results stay where their tasks are. A batch of one is
+    computed whole by every device.
 
     **Raises:** `InputError` for a batch that cannot be shared out evenly.
     """
-    n = sharing()
-    if n == 1:
+    n, size = sharing(), len(jax.tree.leaves(batch)[0])
+    if n == 1 or size == 1:
         return fn(whole, *batch)
-    require_even("tasks", len(jax.tree.leaves(batch)[0]))
+    require_even("tasks", size)
 
     def local(whole: PyTree, *share: PyTree) -> tuple[Any, Any, Any]:
         total, stacked = fn(whole, *share)

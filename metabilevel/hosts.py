@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 from .errors import ComputationError, InputError
 
 HELLO_SECONDS = 10.0  # how long one that has connected may take to say who it is
+HELLO_BYTES = 2**20  # and how much it may say
 WORD_SECONDS = 5.0  # how long an error of compiled code waits for word that another process is the reason
 GRACE_SECONDS = 15.0  # how long process 0 may take to end by itself where another one has failed
 RETRY_SECONDS = 0.2
@@ -216,10 +217,15 @@ def reach(group: Group, asked: Mapping[str, Any], timeout: int) -> int:
         raise ComputationError(
             f"No coordinator could be reached at {where} within {timeout} s ({reason}). Process 0 must run there."
         )
-    group.add(0, reply["host"], connection)
-    if "refused" in reply:
-        raise (InputError if reply["wrong"] else ComputationError)(reply["refused"])
-    return reply["service"]
+    match reply:
+        case {"host": str(host), "refused": str(refused), "wrong": bool(wrong)}:
+            group.add(0, host, connection)
+            raise (InputError if wrong else ComputationError)(refused)
+        case {"host": str(host), "service": int(service)}:
+            group.add(0, host, connection)
+            return service
+    connection.close()
+    raise ComputationError(f"What answers at {where} is no process 0 of a run: is that the right --coordinator?")
 
 
 def gather(group: Group, asked: Mapping[str, Any], timeout: int) -> int:
@@ -239,10 +245,7 @@ def gather(group: Group, asked: Mapping[str, Any], timeout: int) -> int:
                 late = f"{absent} of {place.processes} did not come to {place.host}:{place.port} within {timeout} s."
                 group.tell({"refused": late, "wrong": False, "host": platform.node()})
                 raise ComputationError(late) from error
-            connection.link.settimeout(HELLO_SECONDS)
-            hello = None
-            with suppress(OSError, ValueError):  # of one that is no process of ours
-                hello = connection.receive()
+            hello = _heard(connection, min(HELLO_SECONDS, until - time.monotonic()))
             if hello is None:
                 connection.close()
             elif wrong := _wrong(group, asked, hello):
@@ -252,6 +255,8 @@ def gather(group: Group, asked: Mapping[str, Any], timeout: int) -> int:
                 group.tell(refused)
                 raise InputError(wrong)
             else:
+                if hello["number"] in group.connections:  # which is gone, and has been started again
+                    group.connections[hello["number"]].close()
                 group.add(hello["number"], hello["host"], connection)
     with socket.create_server(("", 0)) as free:
         service = free.getsockname()[1]
@@ -260,13 +265,43 @@ def gather(group: Group, asked: Mapping[str, Any], timeout: int) -> int:
     return service
 
 
+def _heard(connection: Connection, seconds: float) -> dict[str, Any] | None:
+    """The first message of one that has connected, if it comes within `seconds` and is what a process of ours says."""
+    until, data = time.monotonic() + seconds, b""
+    with suppress(OSError, ValueError, RecursionError):
+        while not data.endswith(b"\n") and len(data) < HELLO_BYTES:
+            connection.link.settimeout(max(0.01, until - time.monotonic()))
+            if not (more := connection.link.recv(2**16)):
+                return None
+            data += more
+        match json.loads(data):
+            case {"number": int(), "processes": int(), "host": str(), "asked": dict()} as hello:
+                return hello
+    return None
+
+
+def _is_gone(connection: Connection) -> bool:
+    """Whether the other side has closed, or was ended."""
+    connection.link.setblocking(False)
+    try:
+        return not connection.link.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    finally:
+        connection.link.setblocking(True)
+
+
 def _wrong(group: Group, asked: Mapping[str, Any], hello: Mapping[str, Any]) -> str | None:
     """What is wrong with a process that says `hello`."""
     number, processes, place = hello["number"], hello["processes"], group.place
     who = f"process {number} on {hello['host']}"
     if processes != place.processes:
         return f"Process 0 was told of {place.processes} processes, and {who} of {processes}."
-    if number in group.hosts:
+    if not 0 < number < processes:
+        return f"{who.capitalize()}: of {processes} processes, one from 1 to {processes - 1} is wanted."
+    if number in group.hosts and not _is_gone(group.connections[number]):
         other = group.hosts[number]
         return f"Of {processes} processes, two have the number {number}: on {other} and on {hello['host']}."
     theirs = hello["asked"]

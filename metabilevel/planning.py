@@ -180,7 +180,8 @@ def choose(
     least = min(refused)
     raise InputError(
         f"The run is predicted to take {readable(least)} at the least ({refused[least].way}), {readable(before)} of "
-        f"which the process held before anything was compiled, and the memory budget is {readable(budget or 0)}. "
+        f"which the process held before anything was compiled and {readable(held())} afterwards, and the memory budget "
+        f"is {readable(budget or 0)}. "
         "Lower the inner steps, the examples of a task, the tasks of a batch or the size of the network, or give a "
         "larger budget."
     )

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -162,6 +163,46 @@ def test_processes_that_do_not_fit_are_all_refused(others, message):
     for each in meeting(**others):
         with pytest.raises(InputError, match=message):
             raise each
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"{}\n",
+        b"[" * 10**5 + b"\n",
+        b'{"number": [1], "processes": 2, "host": "h", "asked": {}}\n',
+    ],
+)
+def test_a_stranger_is_not_listened_to(said):
+    port = free_port()
+    leader, other = (Group(Place("127.0.0.1", port, 2, number), pytest.fail) for number in (0, 1))
+    with closing(leader), closing(other), ThreadPoolExecutor() as threads:
+        gathered = threads.submit(gather, leader, {}, PATIENCE)
+        stranger = socket.socket()
+        while stranger.connect_ex(("127.0.0.1", port)):
+            pass
+        stranger.sendall(said)
+        stranger.close()
+        assert reach(other, {}, PATIENCE) == gathered.result()
+
+
+def test_one_that_is_started_again_takes_its_old_place():
+    port = free_port()
+    place = lambda number: Place("127.0.0.1", port, 3, number)
+    with ThreadPoolExecutor() as threads:
+        leader = Group(place(0), pytest.fail)
+        gathered = threads.submit(gather, leader, {}, PATIENCE)
+        killed = socket.socket()
+        while killed.connect_ex(("127.0.0.1", port)):
+            pass
+        killed.sendall(b'{"number": 1, "processes": 3, "host": "h", "asked": {}}\n')
+        killed.close()
+        others = [Group(place(number), pytest.fail) for number in (1, 2)]
+        ports = list(threads.map(lambda other: reach(other, {}, PATIENCE), others))
+        assert ports == [gathered.result()] * 2
+        for each in (leader, *others):
+            each.close()
 
 
 def test_who_does_not_come_is_named_and_so_is_who_is_not_there():

@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 import click
 import jax
+from click.core import ParameterSource
 from rich.console import Console
 
 from .. import __version__, devices, hosts
@@ -35,7 +36,10 @@ HOSTS = [
     ),
     click.Option(["--processes"], type=Count(1), envvar="METABILEVEL_PROCESSES", help="How many. [default: likewise]"),
     click.Option(
-        ["--process-id"], type=Count(0), envvar="METABILEVEL_PROCESS_ID", help="Of this one. [default: likewise]"
+        ["--process-id"],
+        type=Count(0),
+        envvar="METABILEVEL_PROCESS_ID",
+        help="The number of this process, from 0 on. [default: likewise]",
     ),
     click.Option(
         ["--coordinator-timeout"],
@@ -80,6 +84,10 @@ def grouped(given: dict[str, Any], asked: Mapping[str, Any], *, as_json: bool) -
     """
     wanted, address, processes, number, timeout = (given.pop(str(option.name)) for option in HOSTS)
     if not wanted:
+        source = click.get_current_context().get_parameter_source
+        for option in HOSTS:
+            if source(str(option.name)) is ParameterSource.COMMANDLINE:
+                raise click.UsageError(f"{option.opts[0]} is for one of several processes: add --distributed.")
         yield
         return
     place = place_of(address, processes, number, timeout)

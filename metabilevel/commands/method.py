@@ -17,7 +17,7 @@ import click
 from click.core import ParameterSource
 
 from ..compilation import watched
-from ..devices import leads, of_leader
+from ..devices import RUNS, leads, of_leader
 from ..errors import OptionError, RunError
 from ..plots import curves
 from ..registry import TASKS, Entry, load_method, load_tasks
@@ -196,6 +196,8 @@ def _run(
                 shared=shared,
             )
         return
+    if mesh and RUNS in mesh:
+        raise click.UsageError(f"--mesh {RUNS}={mesh[RUNS]} shares out several runs: add --seeds or --sweep.")
     if engine_option or engine != LOCAL:
         raise click.UsageError("--engine and --engine-option are for --seeds and --sweep, of which there is neither.")
     out = out or Path("runs", f"{entry.name}-{tasks.name}-{given['seed']}")

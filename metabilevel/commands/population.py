@@ -1,6 +1,7 @@
 """Many runs of one method: what they are, and how those that one program computes are trained in their directories."""
 
 import itertools
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -33,6 +34,9 @@ from .judgement import Judgement, numbers
 FAILURE, PICTURE = "failure.json", "curves.png"
 OUTER, TASKS = "outer_learning_rate", "tasks."
 SEEDS = 2**32  # there are
+MOST = 100_000  # runs of one population
+OPEN_FILES = 200  # beside one a run
+LONGEST = 255  # bytes of the name of a directory
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,9 @@ def members(base: Config, seeds: int, swept: Sequence[Sweep]) -> list[Member]:
             f"{seeds} seeds from {base.seed} on end at {base.seed + seeds - 1}, and {SEEDS - 1} is the largest.",
             param_hint="'--seeds'",
         )
+    number = seeds * math.prod(len(sweep.values) for sweep in swept)
+    if number > MOST:
+        raise click.BadParameter(f"{number:,} runs are more than the {MOST:,} of a population.", param_hint="'--seeds'")
     found = []
     for values in itertools.product(*(sweep.values for sweep in swept)):
         config = base
@@ -136,6 +143,11 @@ def members(base: Config, seeds: int, swept: Sequence[Sweep]) -> list[Member]:
             config = sweep.into(config, value)
         named = {sweep.name: value for sweep, value in zip(swept, values, strict=True)}
         found += [Member(s, named, replace(config, seed=s)) for s in range(base.seed, base.seed + seeds)]
+    longest = max((member.name for member in found), key=len)
+    if len(longest.encode()) > LONGEST:
+        _refuse(
+            f"The directory of a run would be called {longest[:60]}..., {len(longest)} letters: sweep fewer options."
+        )
     return found
 
 
@@ -220,6 +232,7 @@ def run(cohort: Cohort, folder: Path, interrupts: Interrupts, *, progress: bool 
         found = _planned(cohort, population)
         population, picked = by(population, found), cohort.experiment.by(found).config.options.get("plan")
     options = {**config.options, **({"plan": picked} if picked else {})}
+    _require_open_files(len(paths))
     with ExitStack() as held:
         runs: list[Run] = []
         for path, member in zip(paths, cohort.members, strict=True):
@@ -231,6 +244,24 @@ def run(cohort: Cohort, folder: Path, interrupts: Interrupts, *, progress: bool 
         for j in places:
             (runs[j].path / FAILURE).unlink(missing_ok=True)
         _finish(cohort.experiment, population.at(places), [runs[j] for j in places], interrupts, progress)
+
+
+def _require_open_files(runs: int) -> None:
+    """Has the system let this process open a file for each of the runs, and some more, as far as it lets itself be
+    told.
+
+    **Raises:** `InputError` where it does not.
+    """
+    try:
+        import resource
+    except ImportError:  # on a system without such limits
+        return
+    wanted, (soft, hard) = runs + OPEN_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)
+    if resource.RLIM_INFINITY in (soft, hard) or wanted <= soft:
+        return
+    if wanted > hard:
+        raise InputError(f"{runs} runs at once want {wanted} open files, and {hard} are allowed here (ulimit -n).")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _planned(cohort: Cohort, population: Population) -> Plan:
