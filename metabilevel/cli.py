@@ -23,6 +23,7 @@ COMMANDS = {
     "list": ("listing", "Installed methods, task families and reproductions."),
     "run": ("run", "Train a method on tasks, in a run directory."),
     "evaluate": ("evaluate", "Judge a run on fresh tasks."),
+    "verify": ("verify", "Repeat the first steps of a run, and compare."),
     "export": ("export", "Write the optimizer that a run has learned to one file."),
     "compare": ("compare", "Race learned optimizers against tuned hand-made ones."),
     "solve": ("solve", "Minimise the outer loss of a problem in a file of your own."),

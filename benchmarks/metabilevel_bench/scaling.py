@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from metabilevel import figures
-from metabilevel.bench import Study
+from metabilevel.bench import Study, operations
 from metabilevel.figures import Curve, Panel
 
 TASKS, FEW = (64, 128, 256, 512, 1024), 64
@@ -64,11 +64,12 @@ def worker(cores: Sequence[int], devices: int, place: Sequence[Any] | None, task
         given = method, family, optax.adam(1e-3), tasks
         state = start(*given[:3], key, tasks)
         program = lowered(_loop, *given, state, key, state.step).compile()
-        footprint, seconds, beside = Footprint.of(program), [], None
+        footprint, seconds, beside, work = Footprint.of(program), [], None, None
         if workers == 1:
             batch = sample_batch(family, key, "train", tasks)
-            direction = planned(lambda x, batch, key: method.estimator(x, batch, None, key)[0], state.x, batch, key)
-            beside = direction and direction.temporaries - sum(a.nbytes for a in jax.tree.leaves(batch))
+            direction = lambda x, batch, key: method.estimator(x, batch, None, key)[0]
+            taken, work = planned(direction, state.x, batch, key), operations(direction, state.x, batch, key).total
+            beside = taken and taken.temporaries - sum(a.nbytes for a in jax.tree.leaves(batch))
         for i in range(rounds + 1):
             stop = jnp.asarray(i + 1, state.step.dtype)
             begun = time.perf_counter()
@@ -79,6 +80,7 @@ def worker(cores: Sequence[int], devices: int, place: Sequence[Any] | None, task
             "seconds": min(seconds[1:]),
             "temporaries": footprint and footprint.temporaries,
             "beside its batch": beside,
+            "operations": work,
             "entries": sum(a.size for a in jax.tree.leaves(state.x)),
             "sent": sum(4 * int(size) for _, size in sent),
         }
@@ -140,7 +142,8 @@ def rows(rounds: int, quick: bool) -> list[dict[str, Any]]:
         found.append({
             "what grows": kind, "workers": workers, "tasks": tasks, "ms a step": 1000 * got["seconds"],
             "temporaries, MiB": got["temporaries"] / MIB, "of a direction, MiB": beside and beside / MIB,
-            "entries of x": got["entries"], "bytes sent": got["sent"], "load": os.getloadavg()[0],
+            "operations": got["operations"], "entries of x": got["entries"], "bytes sent": got["sent"],
+            "load": os.getloadavg()[0],
         })  # fmt: skip
         return found[-1]
 
@@ -154,8 +157,8 @@ def rows(rounds: int, quick: bool) -> list[dict[str, Any]]:
     for size in MESSAGES:
         found.append({
             "what grows": "an all-reduce", "workers": 2, "tasks": 0, "ms a step": 1000 * reduced[str(size)],
-            "temporaries, MiB": 0.0, "of a direction, MiB": None, "entries of x": size, "bytes sent": 4 * size,
-            "load": os.getloadavg()[0],
+            "temporaries, MiB": 0.0, "of a direction, MiB": None, "operations": None, "entries of x": size,
+            "bytes sent": 4 * size, "load": os.getloadavg()[0],
         })  # fmt: skip
     return found
 
@@ -178,6 +181,7 @@ def fitted(found: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         "latency": small["ms a step"] / 2000,
         "rate": rate,
         "x": 4.0 * tasks[0]["entries of x"],
+        "operations": tasks[-1]["operations"] / tasks[-1]["tasks"],
         "memory": max(row["of a direction, MiB"] for row in tasks) / min(row["of a direction, MiB"] for row in tasks),
     }
 
@@ -258,6 +262,8 @@ def _shown(fit: Mapping[str, float]) -> dict[str, str]:
         "latency": f"{1e6 * fit['latency']:.3g}",
         "rate": f"{fit['rate'] / 1e9:.3g}",
         "x": f"{fit['x']:,.0f}",
+        "operations": f"{fit['operations'] / 1e6:.3g}",
+        "speed": f"{fit['operations'] / fit['task'] / 1e9:.3g}",
         "memory": f"{fit['memory']:.2f}",
     }
 
@@ -292,9 +298,10 @@ MODEL = """
 
     seconds of a step = {task} ms * tasks / hosts + {rest} ms + 2 (n - 1) L + 2 (n - 1)/n * bytes / R
 
-for n hosts, each with one such core. The first two numbers are the line through the times above. A step sends x
-({x} bytes) and 16 bytes a task, the only message of the compiled program, by a ring: 2 (n - 1) hops of latency L, and
-2 (n - 1)/n times the bytes at the rate R. On the loopback device L = {latency} us and R = {rate} GB/s were measured
+for n hosts, each with one such core. The first two numbers are the line through the times above: a task is {operations}
+million floating-point operations, which a core computes at {speed} GFLOP/s. A step sends x ({x} bytes) and 16 bytes a
+task, the only message of the compiled program, by a ring: 2 (n - 1) hops of latency L, and 2 (n - 1)/n times the bytes
+at the rate R. On the loopback device L = {latency} us and R = {rate} GB/s were measured
 between two processes; 10 Gbit/s and 50 us are assumed of an Ethernet. The model takes hosts for equally fast and ready
 at once, and the network for free of others; it leaves out reports, checkpoints and the drawing of tasks from disks. A
 tree in the place of the ring would have 2 log2(n) hops. On faster hosts a task takes less, and the message the same.

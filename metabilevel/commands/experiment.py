@@ -27,7 +27,7 @@ from ..solvers import AbstractIterativeSolver
 from ..storage.config import Config, Plugin
 from ..storage.runs import PathLike, Run
 from ..tasks import Split, TaskDistribution, sample_batch
-from ..training import TrainState, outer_step, plan, start, train
+from ..training import Row, TrainState, outer_step, plan, start, train
 from .interrupts import Interrupted, Interrupts
 from .judgement import Judgement, numbers
 from .output import note
@@ -94,13 +94,10 @@ class Experiment:
         return built
 
     @classmethod
-    def restored(cls, run: PathLike) -> tuple["Experiment", Outer, int]:
-        """The experiment of a run directory, the x that it chose, and the outer step that this x is of.
+    def of_run(cls, run: PathLike) -> tuple["Experiment", Run]:
+        """The experiment of a run directory, in the run's own precision; plugins of another version are noted.
 
-        Nothing else of its newest checkpoint is read: carries and optimizers may have changed since. It runs in the
-        run's own precision; plugins of another version than the run's are noted.
-
-        **Raises:** `RunError` where there is no run or no checkpoint yet; otherwise as `build` and `Run.restore`.
+        **Raises:** `RunError` where there is no run; otherwise as `build`.
         """
         opened = Run.open(run)
         config = opened.config
@@ -110,7 +107,17 @@ class Experiment:
             if entry.version != plugin.version:
                 was = f"{plugin.distribution} {plugin.version}"
                 note(f"Warning: {plugin.name} was of {was} in the run, and is of {entry.version} now.")
-        experiment = cls.build(config)
+        return cls.build(config), opened
+
+    @classmethod
+    def restored(cls, run: PathLike) -> tuple["Experiment", Outer, int]:
+        """The experiment of a run directory, the x that it chose, and the outer step that this x is of.
+
+        Nothing else of its newest checkpoint is read: carries and optimizers may have changed since.
+
+        **Raises:** `RunError` where there is no checkpoint yet; otherwise as `of_run` and `Run.restore`.
+        """
+        experiment, opened = cls.of_run(run)
         like = experiment.start()
         found = opened.restore(like.x, ".x") if like.best is None else opened.restore(like.best, ".best")
         if found is None:
@@ -188,6 +195,20 @@ class Experiment:
         off = optax.tree.norm(jax.tree.map(jnp.subtract, found, exact))
         return float(off / optax.tree.norm(exact))
 
+    def stages(self, state: TrainState | None = None) -> Iterator[tuple[TrainState, Row | None]]:
+        """The training, from `state` on if there is one, as `training.train` walks through it."""
+        options = {name: self.config.options[name] for name in TRAIN_OPTIONS}
+        options["every"] = options["every"] or max(1, self.config.steps // 20)
+        options["task_chunk"] = self.method.estimator.task_chunk
+        return train(
+            *(self.method, self.tasks, self.optimizer),
+            key=jax.random.key(self.config.seed),
+            steps=self.config.steps,
+            meta_batch=self.meta_batch,
+            state=state,
+            **options,
+        )
+
     @memory_errors()
     def train(self, run: Run, interrupts: Interrupts, *, progress: bool | None = None) -> TrainState:
         """Trains in the directory of `run`, from its newest checkpoint to the last step.
@@ -199,21 +220,7 @@ class Experiment:
         """
         config, state, writes = self.config, self.start(), leads()
         found = run.restore(state)
-        options = {name: config.options[name] for name in TRAIN_OPTIONS}
-        stages = train(
-            self.method,
-            self.tasks,
-            self.optimizer,
-            key=jax.random.key(config.seed),
-            steps=config.steps,
-            meta_batch=self.meta_batch,
-            state=as_leader(found.tree if found else state),
-            **{
-                **options,
-                "every": options["every"] or max(1, config.steps // 20),
-                "task_chunk": self.method.estimator.task_chunk,
-            },
-        )
+        stages = self.stages(as_leader(found.tree if found else state))
         pause, step, kept = 0.0, -1, -1
         saved = time.perf_counter()
         try:
