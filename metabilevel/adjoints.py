@@ -14,10 +14,9 @@ from jax.flatten_util import ravel_pytree
 from .errors import InputError, count, kind
 from .info import Certificate, Reached, Result, all_finite, norm
 from .problem import BilevelProblem, Inner, Key, Metrics, Outer, Scalar, Task
-from .solvers import AbstractInnerSolver, GradientDescent, Scan, inner_gradient
+from .solvers import AbstractInnerSolver, GradientDescent, Scan, inner_gradient, looped
 
 KEPT = "kept"  # names what a checkpoint keeps
-FEW_STEPS, SMALL = 5, 2**13  # that are written out, and the entries of what one hands on
 RECTIFIED = 8  # steps after which RAdam, the last to do so, divides by a second moment
 
 
@@ -254,18 +253,10 @@ def _(residuals, cotangent, perturbed, point, loss, task, key):
     return jax.jvp(gradients, (y,), (cotangent,))[1]
 
 
-def _looped(body: Callable, init: Any, xs: Any) -> tuple[Any, Any]:
-    """`jax.lax.scan`; few steps of a small inner variable are written out, which a loop would take a fifth longer for:
-    it stores and loads what it could compute on the way."""
-    few = len(jax.tree.leaves(xs)[0]) <= FEW_STEPS
-    small = sum(jnp.size(a) for a in jax.tree.leaves(init)) <= SMALL
-    return jax.lax.scan(body, init, xs, unroll=few and small)
-
-
 def _checkpointed(checkpoint: Literal["step", "sqrt"] | int | None, offload: bool) -> Scan:
     """A scan whose reverse mode keeps what `Unroll.checkpoint` says, where `Unroll.offload` says."""
     if checkpoint is None:
-        return _looped
+        return looped
     policy = jax.checkpoint_policies.save_and_offload_only_these_names(
         names_which_can_be_saved=[],
         names_which_can_be_offloaded=[KEPT],

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from .errors import InputError
 from .problem import BilevelProblem, Inner, Key, Outer, Task
-from .solvers import AbstractInnerSolver, inner_gradient
+from .solvers import AbstractInnerSolver, inner_gradient, looped
 
 Objective = Callable[..., Any]
 _MANY = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -170,7 +170,7 @@ def _objective(problem: BilevelProblem) -> Objective:
 
 
 def _plain(solver: AbstractInnerSolver, grad: Any, scan: Any) -> None:
-    if grad is not inner_gradient or scan is not jax.lax.scan:
+    if grad is not inner_gradient or scan not in (jax.lax.scan, looped):
         raise InputError(
             f"{type(solver).__name__} takes its own steps, which Unroll cannot cut or checkpoint: use plain Unroll(), "
             "or Implicit."

@@ -18,10 +18,20 @@ GradientFn: TypeAlias = Callable[[Inner], Inner]
 GradTransform: TypeAlias = Callable[[BilevelProblem, Outer, Inner, Task, Key], Inner]
 Scan: TypeAlias = Callable[..., tuple[Any, Any]]
 
+FEW_STEPS, SMALL = 5, 2**13  # that are written out, and the entries of what one hands on
+
 
 def inner_gradient(problem: BilevelProblem, x: Outer, y: Inner, task: Task, key: Key) -> Inner:
     """dG/dy at (x, y): what a descent follows, and the residual of a stationary point."""
     return jax.grad(problem.inner_loss, 1)(x, y, task, key)
+
+
+def looped(body: Callable, init: Any, xs: Any) -> tuple[Any, Any]:
+    """`jax.lax.scan`; few steps of a small inner variable are written out, which a loop would take a fifth longer for:
+    it stores and loads what it could compute on the way."""
+    few = len(jax.tree.leaves(xs)[0]) <= FEW_STEPS
+    small = sum(jnp.size(a) for a in jax.tree.leaves(init)) <= SMALL
+    return jax.lax.scan(body, init, xs, unroll=few and small)
 
 
 class AbstractInnerSolver(eqx.Module):

@@ -17,6 +17,7 @@ def metabilevel(*arguments, folder, cache):
     """A run of the installed program: its document, and what it said."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_COMP", "JAX_PERS"))}
     environment["METABILEVEL_COMPILATION_CACHE"] = str(cache)
+    environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # what compiles quickly is kept too
     done = subprocess.run(
         [PROGRAM, *arguments, "--json"], cwd=folder, env=environment, capture_output=True, text=True, check=True
     )
